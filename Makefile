@@ -1,0 +1,39 @@
+# Each target sets itself up first, so any of them may be the first command in a fresh clone.
+MINUTES ?= 10
+PYTEST = .venv/bin/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up down test check bench fuzz soak
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv with warren and its tools in it
+	@.ci/setup
+
+up: ## serve the demonstration tree in the background and say what to try
+	@.ci/setup up
+	@.ci/demo up
+
+down: ## stop what `make up` started
+	@.ci/demo down
+
+test: check ## check, then every fast test, real clients and guest kernels among them
+	@.ci/setup test
+	$(PYTEST)
+
+check: ## ruff and mypy --strict over the packages and the tests
+	@.ci/setup check
+	@status=0; set -x; .venv/bin/ruff check || status=1; .venv/bin/mypy || status=1; exit $$status
+
+bench: ## measure side by side with Debian's diod
+	@.ci/setup bench
+	.venv/bin/python -m tests.bench
+
+fuzz: ## fuzz the decoder and the server session for MINUTES=10
+	@.ci/setup fuzz
+	.venv/bin/python -m tests.fuzz --minutes $(MINUTES)
+
+soak: ## the long runs: many clients, many hours of virtual and real time
+	@.ci/setup soak
+	$(PYTEST) tests/soak

@@ -1,0 +1,199 @@
+"""Rights: one grammar for policies, role files and tokens.
+
+    allow WHO RIGHTS PATTERN[#VERB,VERB...]
+
+    WHO      any | local | role/ROLE/NAME | user/NAME | a full spiffe:// name; `*` is one component
+    RIGHTS   a comma list of read write create remove ctl; rw is read,write
+    PATTERN  an absolute path; `*` is one component, `**` any number of them including none,
+             so `/**` covers `/`; verbs after `#` narrow the right ctl and go with no other
+
+Theory. A policy is a set of rows and a row only ever adds; nothing subtracts, so the order of rows
+means nothing and the empty policy refuses everyone. A row *applies* to a subject, once, when it
+attaches: that gives its `Grants`. A grant *covers* a path if its pattern matches all of it, and
+*leads to* a path if it covers something at or below it. What covers gives its rights. What merely
+leads gives WALK: one may pass through, and see the names that lead on, and no more. So a tree one
+has no business in looks exactly like a tree that is not there.
+
+`Grants.at(path)` is pure and total; it keeps its answers, since a session asks about few paths.
+"""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+READ: Final = 1
+WRITE: Final = 2
+CREATE: Final = 4
+REMOVE: Final = 8
+CTL: Final = 16
+WALK: Final = 32
+
+RIGHTS: Final = {"read": READ, "write": WRITE, "create": CREATE, "remove": REMOVE, "ctl": CTL}
+_SHORT: Final = {"rw": READ | WRITE}
+_KEPT = 4096
+
+
+class BadRow(ValueError):
+    """A policy row that does not parse; the whole policy is refused."""
+
+
+class Row(NamedTuple):
+    """One `allow` line, parsed."""
+
+    who: tuple[str, ...]
+    rights: int
+    pattern: tuple[str, ...]
+    verbs: frozenset[str] | None  # None: every verb
+
+    def __str__(self) -> str:
+        rights = ",".join(name for name, bit in RIGHTS.items() if self.rights & bit)
+        verbs = "" if self.verbs is None else "#" + ",".join(sorted(self.verbs))
+        return f"allow {'/'.join(self.who)} {rights} /{'/'.join(self.pattern)}{verbs}"
+
+    def applies(self, subject: str) -> bool:
+        """Whether the row speaks of this subject: `local`, `any`, or a SPIFFE name."""
+        if self.who == ("any",):
+            return True
+        words = tuple(subject.split("/"))
+        if self.who[0] in ("role", "user") and subject.startswith("spiffe://"):
+            words = words[3:]
+        fits = (w in ("*", s) for w, s in zip(self.who, words, strict=False))
+        return len(words) == len(self.who) and all(fits)
+
+
+def parse_row(text: str) -> Row:
+    """A row from `allow WHO RIGHTS PATTERN`; the word allow may be left out."""
+    words = text.split()
+    if words and words[0] == "allow":
+        words = words[1:]
+    if len(words) != 3:
+        raise BadRow(f"{text!r}: a row is WHO RIGHTS PATTERN, for example: local read,write /**")
+    who, rights, where = words
+    mask = 0
+    for name in rights.split(","):
+        bit = RIGHTS.get(name) or _SHORT.get(name)
+        if not bit:
+            raise BadRow(f"{text!r}: no right {name!r}; the rights are {', '.join(RIGHTS)}")
+        mask |= bit
+    path, hash_, names = where.partition("#")
+    verbs = None
+    if hash_:
+        verbs = frozenset(names.split(","))
+        if mask != CTL:
+            raise BadRow(f"{text!r}: verbs narrow the right ctl and go with no other")
+        if "" in verbs:
+            raise BadRow(f"{text!r}: a verb is missing after #")
+    if not path.startswith("/"):
+        raise BadRow(f"{text!r}: a pattern is an absolute path such as /** or /vm/*/ctl")
+    pattern = tuple(p for p in path.split("/") if p)
+    for part in pattern:
+        if part in (".", "..") or ("*" in part and part not in ("*", "**")) or "\0" in part:
+            raise BadRow(f"{text!r}: {part!r} is no pattern component; * and ** stand alone")
+    return Row(_who(who, text), mask, pattern, verbs)
+
+
+def _who(who: str, text: str) -> tuple[str, ...]:
+    words = tuple(who.split("/"))
+    good = (
+        who in ("any", "local")
+        or (words[0] == "role" and len(words) == 3)
+        or (words[0] == "user" and len(words) == 2)
+        or (who.startswith("spiffe://") and len(words) > 3 and "*" not in words[2])
+    )
+    if not good or "" in words[:1] + words[2:]:
+        raise BadRow(f"{text!r}: {who!r} is not any, local, role/ROLE/NAME, user/NAME or a spiffe:// name")
+    return words
+
+
+class Allowed(NamedTuple):
+    """What may be done at one path: a mask of rights, and which verbs the right ctl is for."""
+
+    mask: int
+    verbs: frozenset[str] | None = frozenset()
+
+    def verb(self, name: str) -> bool:
+        return bool(self.mask & CTL) and (self.verbs is None or name in self.verbs)
+
+
+NOTHING: Final = Allowed(0)
+
+
+class Grants:
+    """The rows of one subject, ready to be asked about paths."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = tuple(rows)
+        # With a row on /** everything may be walked and no directory needs to be filtered.
+        self.sees_all = any(row.pattern == ("**",) for row in self.rows)
+        self._known: dict[str, Allowed] = {}
+
+    def at(self, path: str) -> Allowed:
+        """What may be done at PATH, an absolute path without `..`."""
+        known = self._known.get(path)
+        if known is None:
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            known = self._known[path] = self._decide(tuple(p for p in path.split("/") if p))
+        return known
+
+    def _decide(self, path: tuple[str, ...]) -> Allowed:
+        mask = 0
+        verbs: frozenset[str] | None = frozenset()
+        for row in self.rows:
+            covers, leads = _match(row.pattern, path)
+            if leads:
+                mask |= WALK
+            if covers:
+                mask |= row.rights
+                if row.rights & CTL:
+                    verbs = None if verbs is None or row.verbs is None else verbs | row.verbs
+        return Allowed(mask, verbs)
+
+
+def _match(pattern: tuple[str, ...], path: tuple[str, ...]) -> tuple[bool, bool]:
+    """(covers, leads to). Positions in the pattern are tracked as a set, so `**` costs no recursion."""
+    at = _skip({0}, pattern)
+    for name in path:
+        step = set()
+        for i in at:
+            if i < len(pattern):
+                if pattern[i] == "**":
+                    step.add(i)
+                elif pattern[i] in ("*", name):
+                    step.add(i + 1)
+        at = _skip(step, pattern)
+        if not at:
+            return False, False
+    return len(pattern) in at, True
+
+
+def _skip(at: set[int], pattern: tuple[str, ...]) -> set[int]:
+    """A `**` may match nothing: whoever stands before it also stands behind it."""
+    for i in sorted(at):
+        while i < len(pattern) and pattern[i] == "**":
+            i += 1
+            at.add(i)
+    return at
+
+
+class Policy:
+    """The rows of one export. Immutable: a change is another policy."""
+
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.rows = tuple(rows)
+
+    @classmethod
+    def parse(cls, lines: Iterable[str]) -> "Policy":
+        """All rows, or BadRow with every bad line."""
+        rows, bad = [], []
+        for line in lines:
+            try:
+                rows.append(parse_row(line))
+            except BadRow as e:
+                bad.append(str(e))
+        if bad:
+            raise BadRow("\n".join(bad))
+        return cls(rows)
+
+    def grants(self, subject: str) -> Grants:
+        """What this subject may do. Nobody is a subject by default: no row, no grant."""
+        return Grants(row for row in self.rows if row.applies(subject))

@@ -1,0 +1,334 @@
+"""One live connection: many tasks ask, one reader settles, one write carries what they asked.
+
+    link = Link(channel, peer)
+    nursery.start_soon(link.run)
+    await link.hello(op, uname, aname)
+    reply = await link.ask(op, Tgetattr, fid, mask)
+
+A task that asks while nobody else waits sends at once. With others waiting, its request is left to
+the writer task, which runs once all tasks of this turn of the loop have asked and sends everything
+in one `sendmsg`.
+
+**Cancellation.** A cancelled request is not just left: Tflush goes out, and the task stays, shielded,
+until the request is settled. If its reply came first, `finish` *returns the reply* and the
+cancellation is delivered at the next checkpoint; otherwise it raises Cancelled, and the request had
+no effect. A server that settles neither within 2 s forfeits that promise: Cancelled is raised, the
+outcome is unknown, and whatever the late reply makes is thrown away.
+
+**Deadlines.** Every request has one (`Op.limit`; math.inf for a parked read), watched by one task for
+all of them. It ends as a cancellation does: with the reply if that came first, else TimeoutError.
+"""
+
+import errno
+import math
+import random
+from typing import Any
+
+import trio
+from warren.mount.address import Channel, rest
+from warren.mount.errors import refusal
+from warren.p9.client import MSIZE, Call, Client, State
+from warren.p9.codec import BadFrame, BadValue
+from warren.p9.fields import NOFID, Qid
+from warren.p9.messages import WARREN, Message, Rattach, Rversion, Tclunk
+
+FLUSH_PATIENCE = 2.0
+_HEADER = 24  # what the protocol reserves of an msize for the rest of a Tread or Twrite
+_TRACE = 8
+_ABANDONED = object()
+
+
+class Op:
+    """One thing that a caller asked for: what its errors name, and whether it can be done again."""
+
+    __slots__ = ("effect", "limit", "path", "trace")
+
+    def __init__(self, path: str, limit: float = math.inf) -> None:
+        self.path = path
+        self.limit = limit
+        self.trace = random.getrandbits(64) | 1
+        self.effect = False  # set before the first request that changes something is sent
+
+    def text(self, words: str) -> str:
+        return f"{words} trace={self.trace:016x}"
+
+
+class Lost(ConnectionResetError):
+    """The connection went away under a request; whether it was done is not known here."""
+
+
+class Link:
+    """One connection and the session on it."""
+
+    def __init__(self, channel: Channel, peer: str, msize: int = MSIZE) -> None:
+        self.peer = peer
+        self.half = Client(msize)
+        self.root = NOFID
+        self.root_qid = Qid(0, 0, 0)
+        self.why = ""  # why it is lost, once it is
+        self._channel = channel
+        self._waiting = 0
+        self._unsent: list[bytes | memoryview] = []
+        self._writer: trio.lowlevel.Task | None = None
+        self._writer_due = True
+        self._next_check = math.inf
+        self._check = trio.CancelScope()
+        self._scope = trio.CancelScope()
+
+    @property
+    def lost(self) -> bool:
+        return bool(self.why)
+
+    @property
+    def version(self) -> str:
+        return self.half.version
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the server begins requests in the order they came (see `walk`)."""
+        return self.version == WARREN
+
+    @property
+    def payload(self) -> int:
+        """The most bytes that one Tread or Twrite carries."""
+        return self.half.msize - _HEADER - (_TRACE if self.version == WARREN else 0)
+
+    async def hello(self, op: Op, uname: str, aname: str) -> None:
+        """Settle the version and attach. Raises OSError; Cancelled leaves a link to be dropped."""
+        reply = await self.finish(op, self._mark(self.half.begin()))
+        if not isinstance(reply, Rversion) or not self.version:
+            raise OSError(errno.EPROTONOSUPPORT, f"{self.peer} speaks none of our versions of 9P", op.path)
+        fid = self.half.fids.take()
+        call = self.half.attach(fid, NOFID, uname, aname)
+        call.trace = op.trace
+        attached = await self.finish(op, self._mark(call))
+        assert isinstance(attached, Rattach)
+        self.root, self.root_qid = fid, attached.qid
+
+    # Asking
+
+    def start(self, op: Op, cls: type[Message], *fields: Any, after: Call | None = None) -> Call:
+        """Queue a request; it is sent when somebody waits. Every call must be finished or abandoned."""
+        if self.why:
+            raise self._gone(op)
+        try:
+            return self.half.request(cls, *fields, trace=op.trace, after=after)
+        except BadValue as e:
+            raise OSError(errno.EINVAL, str(e), op.path) from None
+        except BlockingIOError as e:
+            raise OSError(errno.EAGAIN, str(e), op.path) from None
+
+    async def ask(self, op: Op, cls: type[Message], *fields: Any) -> Any:
+        """start and finish."""
+        return await self.finish(op, self.start(op, cls, *fields))
+
+    async def finish(self, op: Op, call: Call, flush: bool = True) -> Message:
+        """The reply; a refusal as OSError, Lost, or TimeoutError. Cancelled: see above.
+
+        Without FLUSH a cancelled request is waited for, but not given up: a clunk is never flushed.
+        """
+        if not call.settled:
+            await self._settle(op, call, flush)
+        if call.state is State.LOST:
+            raise self._gone(op)
+        if call.reply is None:
+            raise TimeoutError(
+                errno.ETIMEDOUT, op.text(f"{self.peer} gave no answer in {op.limit:g} s"), op.path
+            )
+        if call.refused:
+            raise refusal(call.reply, op.path)
+        return call.reply
+
+    async def _settle(self, op: Op, call: Call, flush: bool) -> None:
+        call.deadline = trio.current_time() + op.limit
+        if call.deadline < self._next_check:
+            self._next_check = self._check.deadline = call.deadline
+        self._push()
+        try:
+            await self._wait(call)
+        except trio.Cancelled:
+            if not call.settled:
+                await self._give_up(call, flush)
+            if call.state is not State.ANSWERED:
+                raise
+        else:
+            if not call.settled:  # the deadline
+                await self._give_up(call, flush)
+
+    async def _wait(self, call: Call) -> None:
+        """Until the call is settled or its deadline has passed."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            call.owner = None
+            self._waiting -= 1
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        if call.settled:
+            return
+        call.owner = trio.lowlevel.current_task()
+        self._waiting += 1
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _wake(self, call: Call) -> None:
+        if isinstance(call.owner, trio.lowlevel.Task):
+            trio.lowlevel.reschedule(call.owner)
+            call.owner = None
+            self._waiting -= 1
+
+    async def _give_up(self, call: Call, flush: bool) -> None:
+        if not self.version:
+            self._lose("it did not answer Tversion")
+            return
+        if flush:
+            self.half.flush(call)
+            self._push()
+        call.deadline = math.inf
+        with trio.move_on_after(FLUSH_PATIENCE, shield=True):
+            await self._wait(call)
+        if not call.settled:
+            call.owner = _ABANDONED
+
+    def abandon(self, call: Call) -> None:
+        """Give up on a request without waiting; what its reply makes is thrown away."""
+        if not call.settled and not self.why:
+            call.owner = _ABANDONED
+            self.half.flush(call)
+            self._wake_writer()
+
+    def ignore(self, call: Call) -> None:
+        """Let a request be done and never look at its reply."""
+        if not call.settled:
+            call.owner = _ABANDONED
+            self._wake_writer()
+
+    async def clunk(self, op: Op, fid: int) -> None:
+        """Clunk a fid and learn how that went; it is gone in any case, a cancelled one too."""
+        await self.finish(op, self.start(op, Tclunk, fid), flush=False)
+
+    def forget(self, fid: int) -> None:
+        """Clunk a fid and do not wait for it."""
+        if not self.why:
+            self.half.request(Tclunk, fid)
+            self._wake_writer()
+
+    def _gone(self, op: Op) -> Lost:
+        return Lost(errno.ECONNRESET, op.text(f"the connection to {self.peer} was lost: {self.why}"), op.path)
+
+    def _mark(self, call: Call) -> Call:
+        if self.why:
+            call.state = State.LOST
+        return call
+
+    # Sending
+
+    def _push(self) -> None:
+        """Send what is queued: now if we are alone, with the others if we are not."""
+        if self._waiting or self._unsent or self._writer is None:
+            self._wake_writer()
+            return
+        parts = self.half.take()
+        if not parts:
+            return
+        try:
+            n = self._channel.send_now(parts)
+        except OSError as e:
+            self._lose(str(e))
+            return
+        if n < sum(map(len, parts)):
+            self._unsent = rest(parts, n)
+            self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        self._writer_due = True
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            trio.lowlevel.reschedule(writer)
+
+    async def _write(self) -> None:
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._writer = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        while True:
+            if not self._writer_due:
+                self._writer = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(abort)
+            self._writer_due = False
+            while parts := self._unsent + self.half.take():
+                self._unsent = parts
+                try:
+                    await self._channel.send(parts)
+                except OSError as e:
+                    self._lose(str(e))
+                    return
+                self._unsent = []
+
+    # The three tasks
+
+    async def run(self) -> None:
+        """Carry bytes until the connection is lost or this is cancelled. Raises nothing of its own."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    nursery.start_soon(self._watch)
+                    await self._read()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._lose("closed")
+            with trio.CancelScope(shield=True):
+                await self._channel.aclose()
+
+    def drop(self, why: str) -> None:
+        """Close the connection; whoever waits gets Lost."""
+        self._lose(why)
+
+    def _lose(self, why: str) -> None:
+        if self.why:
+            return
+        self.why = why or "closed"
+        for call in self.half.lost():
+            self._wake(call)
+        self._unsent = []
+        self._scope.cancel()
+
+    async def _read(self) -> None:
+        half, receive = self.half, self._channel.receive
+        try:
+            while n := await receive(half.space()):
+                for call in half.received(n):
+                    owner = call.owner
+                    if owner is None:
+                        continue
+                    if owner is _ABANDONED:
+                        self._throw_away(call)
+                    else:
+                        call.owner = None
+                        self._waiting -= 1
+                        trio.lowlevel.reschedule(owner)
+                if half.pending and not half.version:
+                    self._wake_writer()  # the next dialect is offered
+            self._lose("the peer closed it")
+        except OSError as e:
+            self._lose(str(e))
+        except BadFrame as e:
+            self._lose(f"the peer broke the protocol: {e}")
+
+    def _throw_away(self, call: Call) -> None:
+        """A reply that nobody waits for came late; do not keep the fid it made."""
+        if call.state is State.ANSWERED and call.makes:
+            self.forget(call.fid)
+
+    async def _watch(self) -> None:
+        """Wake the owners of requests whose deadline has passed."""
+        while True:
+            with trio.CancelScope(deadline=self._next_check) as self._check:
+                await trio.sleep_forever()
+            now, soonest = trio.current_time(), math.inf
+            for call in list(self.half.calls.values()):
+                if isinstance(call.owner, trio.lowlevel.Task):
+                    if call.deadline <= now:
+                        self._wake(call)
+                    else:
+                        soonest = min(soonest, call.deadline)
+            self._next_check = soonest

@@ -1,0 +1,239 @@
+"""The server's half of a 9P conversation, sans-IO: bytes in, requests out; replies in, bytes out.
+
+What lives here is what every driver would otherwise get wrong once: framing, the version
+exchange, tags, and the order of flushes. No trio, no sockets, no files.
+
+    for m in half.requests(view):      whole frames of view; what is left over is kept
+        half.answer(frame)             a request that was done at once
+        p = half.park(m)               one that was not: its tag is taken until settle(p, frame)
+    half.out                           what to send, in order
+
+**Flush.** A Tflush names an old tag. If nothing is outstanding there, Rflush goes at once.
+Otherwise the flush waits *behind* that request: the driver cancels the work and settles it, with
+its reply if the work finished first and with None if it did not, and only then are the flushes
+answered, in the order they came. A flush of a waiting flush joins the same queue. A tag is free
+again only when its last reply was queued, so a client that reuses one early is cut off: answering
+it would put two replies of one tag on the wire.
+
+**Version.** A second Tversion aborts everything: what was parked is settled in silence, because
+the tags now belong to a new conversation. `generation` tells the two apart.
+
+**Memory.** A frame that arrives in pieces is gathered in a buffer from the pool, which has a cap
+for the whole process, so that a large msize is not a promise of memory. A driver can ask where the
+rest of a large frame belongs (`space`) and receive straight into it. The `data` of a request is a
+view of such a buffer and is valid only until the next request is taken from the iterator.
+"""
+
+from collections.abc import Iterator
+from typing import Final, Protocol, TypeAlias
+
+from warren.p9.codec import HEADER, MINFRAME, BadFrame, Dialect, dialect, settle
+from warren.p9.fields import NOTAG
+from warren.p9.messages import PLAIN, WARREN, Message, Rerror, Rflush, Rlerror, Rversion, Tflush, Tversion
+
+MAX_MSIZE: Final = 1 << 20
+MIN_MSIZE: Final = 256
+_FIRST_FRAME: Final = 4096  # before the version exchange nothing longer has a meaning
+_TVERSION: Final = 100
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+class Buffers(Protocol):
+    """Where buffers for large frames come from."""
+
+    def take(self, size: int) -> bytearray:
+        """A buffer of at least SIZE bytes; raises BufferError when the cap is reached."""
+
+    def give(self, buffer: bytearray) -> None:
+        """It is not used any more."""
+
+
+class Pending:
+    """A request whose answer is not known yet, and the flushes that wait behind it."""
+
+    __slots__ = ("flushes", "generation", "message", "tag")
+
+    def __init__(self, message: Message, generation: int) -> None:
+        self.message = message
+        self.tag = message.tag
+        self.generation = generation
+        self.flushes: list[int] = []
+
+
+class Server:
+    """One conversation's framing, tags, version and flush order."""
+
+    def __init__(self, buffers: Buffers, max_msize: int = MAX_MSIZE) -> None:
+        self.max_msize = max_msize
+        self.msize = _FIRST_FRAME
+        self.dialect: Dialect | None = None
+        self.generation = 0
+        self.outstanding: dict[int, Pending] = {}
+        self.out: list[Buffer] = []
+        self._buffers = buffers
+        self._parsers = dialect(PLAIN).parsers
+        self._part: bytearray | None = None
+        self._have = 0
+        self._want = 0
+
+    def requests(self, view: memoryview) -> Iterator[Message]:
+        """Every request that VIEW completes. Raises BadFrame: close the connection.
+
+        The rest of VIEW is kept only when the iterator ran to its end.
+        """
+        unpack, outstanding = HEADER.unpack_from, self.outstanding
+        pos, end = 0, len(view)
+        if self._part is not None:
+            pos = self._gather(view)
+            if self._have < self._want:
+                return
+            part, self._part = self._part, None
+            size, kind, tag = unpack(part)
+            whole = memoryview(part)
+            yield self._parse(kind, tag, whole, size)
+            whole.release()
+            self._buffers.give(part)
+        parsers = self._parsers
+        while end - pos >= MINFRAME:
+            size, kind, tag = unpack(view, pos)
+            if size > self.msize or size < MINFRAME:
+                raise BadFrame(f"frame of {size} bytes, msize is {self.msize}")
+            if size > end - pos:
+                break
+            if tag in outstanding or self.dialect is None or kind == _TVERSION:
+                yield self._parse(kind, tag, view[pos : pos + size], size)
+                parsers = self._parsers
+            else:
+                yield parsers[kind](tag, view, pos + MINFRAME, pos + size)
+            pos += size
+        if pos < end:
+            self._keep(view[pos:])
+
+    def _parse(self, kind: int, tag: int, frame: memoryview, size: int) -> Message:
+        if tag in self.outstanding and kind != _TVERSION:
+            raise BadFrame(f"tag {tag} is still in use")
+        if self.dialect is None and kind != _TVERSION:
+            raise BadFrame("the first message must be Tversion")
+        if (kind == _TVERSION) != (tag == NOTAG):
+            raise BadFrame(f"tag {tag} does not belong on message type {kind}")
+        return self._parsers[kind](tag, frame, MINFRAME, size)
+
+    def _keep(self, rest: memoryview) -> None:
+        """Hold back the beginning of a frame until the rest arrives."""
+        self._want = MINFRAME
+        if len(rest) >= MINFRAME:
+            self._want = HEADER.unpack_from(rest)[0]
+        self._part = self._buffers.take(self._want)
+        self._part[: len(rest)] = rest
+        self._have = len(rest)
+
+    def _gather(self, view: memoryview) -> int:
+        """Complete the held-back frame from VIEW as far as it goes; returns how much was used."""
+        used = 0
+        while self._have < self._want and used < len(view):
+            n = min(self._want - self._have, len(view) - used)
+            assert self._part is not None
+            self._part[self._have : self._have + n] = view[used : used + n]
+            self._have += n
+            used += n
+            if self._have == MINFRAME == self._want:
+                self._size_known()
+        return used
+
+    def _size_known(self) -> None:
+        assert self._part is not None
+        size = HEADER.unpack_from(self._part)[0]
+        if size > self.msize or size < MINFRAME:
+            raise BadFrame(f"frame of {size} bytes, msize is {self.msize}")
+        if size > self._want:
+            head, self._part = self._part, self._buffers.take(size)
+            self._part[:MINFRAME] = head[:MINFRAME]
+            self._buffers.give(head)
+            self._want = size
+
+    @property
+    def partial(self) -> bool:
+        """Whether the peer is in the middle of a frame (a driver may run a clock on that)."""
+        return self._part is not None
+
+    def space(self) -> memoryview | None:
+        """Where the rest of a large frame should be received, if one has begun."""
+        if self._part is None or self._want - self._have < _FIRST_FRAME:
+            return None
+        return memoryview(self._part)[self._have : self._want]
+
+    def received(self, n: int) -> None:
+        """N bytes were put into space(); pass an empty view to requests next."""
+        self._have += n
+
+    def close(self) -> None:
+        """The connection is gone: give the buffer back and settle nothing any more."""
+        if self._part is not None:
+            self._buffers.give(self._part)
+            self._part = None
+        self.generation += 1
+        self.outstanding.clear()
+
+    # Replies
+
+    def answer(self, frame: Buffer) -> None:
+        """Queue the reply of a request that was never parked."""
+        self.out.append(frame)
+
+    def park(self, m: Message) -> Pending:
+        """Take the request's tag until it is settled."""
+        p = self.outstanding[m.tag] = Pending(m, self.generation)
+        return p
+
+    def settle(self, p: Pending, reply: list[Buffer] | None) -> bool:
+        """The parked request is over: with its reply, or None for none. False if nobody asks any more."""
+        if p.generation != self.generation:
+            return False
+        if reply is not None:
+            self.out += reply
+        del self.outstanding[p.tag]
+        for tag in p.flushes:
+            del self.outstanding[tag]
+            self._rflush(tag)
+        return True
+
+    def flush(self, m: Tflush) -> Pending | None:
+        """A Tflush came: the request to cancel, or None when Rflush is already queued."""
+        p = self.outstanding.get(m.oldtag)
+        if p is None or m.oldtag == m.tag:
+            self._rflush(m.tag)
+            return None
+        p.flushes.append(m.tag)
+        self.outstanding[m.tag] = p
+        return p
+
+    def _rflush(self, tag: int) -> None:
+        assert self.dialect is not None
+        self.out.append(self.dialect.packer(Rflush)(tag))
+
+    def version(self, m: Tversion) -> list[Pending]:
+        """A Tversion came: answer it and return the requests that it aborts."""
+        aborted = list(dict.fromkeys(self.outstanding.values()))
+        self.generation += 1
+        self.outstanding.clear()
+        name = settle(m.version) if m.msize >= MIN_MSIZE else "unknown"
+        self.dialect = None if name == "unknown" else dialect(name)
+        self.msize = min(m.msize, self.max_msize) if self.dialect else _FIRST_FRAME
+        self._parsers = (self.dialect or dialect(PLAIN)).parsers
+        self.out.append(dialect(PLAIN).packer(Rversion)(NOTAG, max(self.msize, MIN_MSIZE), name))
+        return aborted
+
+    def refusal(self, tag: int, errno: int, text: str, plain: str) -> bytes:
+        """An error reply in this conversation's dialect; PLAIN is its wording for 9P2000."""
+        assert self.dialect is not None
+        if self.dialect.name == PLAIN:
+            return self.dialect.packer(Rerror)(tag, _fit(plain, 127))
+        if self.dialect.name == WARREN:
+            return self.dialect.packer(Rlerror)(tag, errno, _fit(text, 1024))
+        return self.dialect.packer(Rlerror)(tag, errno)
+
+
+def _fit(words: str, limit: int) -> str:
+    """Cut to LIMIT bytes of UTF-8 without splitting a character."""
+    raw = words.encode("utf-8", "surrogateescape")
+    return words if len(raw) <= limit else raw[:limit].decode("utf-8", "ignore")

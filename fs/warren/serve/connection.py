@@ -1,0 +1,226 @@
+"""A connection: bytes in, requests answered, bytes out; no I/O of its own.
+
+`consume` takes what one receive brought: every complete request in it is dispatched at once and its
+reply queued, so that a batch costs one receive and one send. Only a request that must wait costs a
+task. A driver (`reactor`, `stream`) owns the socket, calls `consume`, and sends `half.out`.
+
+**Parked requests.** The request's cancel scope exists from the moment it is read, so a Tread and its
+Tflush in one segment work. Between a record being taken and its reply being queued there is no
+checkpoint. A flush, a clunk of the fid, a change of policy and the end of the connection cancel the
+scope; which of them it was decides what the client hears.
+
+**Limits.** At most `running` requests of a connection are worked on and `waiting` wait for that;
+reads and locks that wait for an event count against `parked`. Beyond each the answer is 429.
+Tflush, Tclunk and Tversion never wait for anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import trio
+from warren.p9.codec import BadFrame
+from warren.p9.messages import (
+    PLAIN,
+    Message,
+    Tclunk,
+    Tflush,
+    Tlock,
+    Tread,
+    Tversion,
+)
+from warren.p9.server import Pending, Server
+from warren.serve.export import Export
+from warren.serve.fid import Fid
+from warren.serve.linux import LINUX as LINUX_CALLS
+from warren.serve.plain import PLAIN as PLAIN_CALLS
+from warren.serve.pool import Pool
+from warren.serve.session import Frame, Packers, Parts, Session
+from warren.tree import Refused
+
+Call = Callable[[Session, Message], object]
+EMPTY = memoryview(b"")
+
+
+class Parked:
+    """A request that a task is working on, or that waits for its turn."""
+
+    __slots__ = ("begin", "cause", "coming", "event", "fid", "path", "pending", "scope", "session")
+
+    def __init__(self, session: Session, pending: Pending, coming: Awaitable[Frame], fid: Fid | None) -> None:
+        self.session = session
+        self.pending = pending
+        self.coming = coming
+        self.path = session.at
+        self.fid = fid
+        self.scope = trio.CancelScope()
+        self.cause = ""
+        self.event = False  # waits for an event, and counts as parked rather than running
+        self.begin: Callable[[Parked], None] | None = None  # set while it waits for its turn
+
+    def cancel(self, cause: str) -> None:
+        """Stop it. The first cause is the one the client hears of."""
+        self.cause = self.cause or cause
+        self.scope.cancel()
+        if self.begin is not None:
+            self.begin(self)  # its turn would come too late: a cancelled request is settled at once
+
+
+class Connection:
+    """One peer of an export."""
+
+    def __init__(
+        self, export: Export, subject: str, pool: Pool, spawn: Callable[..., object], kick: Callable[[], None]
+    ) -> None:
+        self.export = export
+        self.half = Server(pool)
+        self.session = Session(export, subject, self.half)
+        self.closed = False
+        self._spawn = spawn  # how a task is started that outlives the call: a nursery's start_soon
+        self._kick = kick  # tell the driver that half.out has something
+        self._calls: dict[type[Message], Call] = {}
+        self._parked: dict[Pending, Parked] = {}
+        self._running = 0
+        self._waiting: deque[Parked] = deque()
+
+    def consume(self, view: memoryview) -> None:
+        """Answer every request that VIEW completes. Raises BadFrame: close the connection."""
+        session, half, calls = self.session, self.half, self._calls
+        out, note, now = half.out.append, self.export.trace.recent.append, time.time()
+        number, done = session.number, 0
+        for m in half.requests(view):
+            cls = m.__class__
+            try:
+                call = calls.get(cls)
+                if call is None:
+                    calls = self._special(m)
+                    continue
+                reply = call(session, m)
+            except Exception as e:
+                out(session.refusal(m, e, session.at))
+                continue
+            done += 1
+            if reply.__class__ is bytes:
+                out(reply)
+                note((now, number, cls.__name__, session.at, 0))
+            elif reply.__class__ is list:
+                half.out += reply
+                note((now, number, cls.__name__, session.at, 0))
+            else:
+                self._park(m, reply)  # type: ignore[arg-type]
+        session.operations += done
+
+    def _special(self, m: Message) -> dict[type[Message], Call]:
+        """What has no call: a version exchange, a flush, or a message without a right."""
+        if isinstance(m, Tversion):
+            self.half.version(m)
+            for parked in list(self._parked.values()):
+                parked.cancel("gone")
+            self._parked.clear()
+            self.session.reset()
+            self.session.pack = Packers(self.half)
+            dialect = self.half.dialect
+            self._calls = {} if dialect is None else PLAIN_CALLS if dialect.name == PLAIN else LINUX_CALLS  # type: ignore[assignment]
+        elif isinstance(m, Tflush):
+            pending = self.half.flush(m)
+            if pending is not None:
+                self._parked[pending].cancel("flushed")
+        else:
+            raise BadFrame(f"{type(m).__name__} is no request")
+        return self._calls
+
+    # Requests that wait
+
+    def _park(self, m: Message, coming: Awaitable[Frame]) -> None:
+        limits, session = self.export.limits, self.session
+        fid = session.fids.get(getattr(m, "fid", -1))
+        parked = Parked(session, self.half.park(m), coming, fid)
+        self._parked[parked.pending] = parked
+        if fid is not None:
+            fid.parked = fid.parked or set()
+            fid.parked.add(parked)
+        handle = fid.handle if fid is not None else None
+        parked.event = isinstance(m, Tlock) or (isinstance(m, Tread) and handle is not None and handle.parks)
+        if parked.event:
+            if session.parked >= limits.parked:
+                return self._refuse(parked, f"{session.parked} reads are parked")
+            session.parked += 1
+        elif self._running >= limits.running and not isinstance(m, Tclunk):
+            if len(self._waiting) >= limits.waiting:
+                return self._refuse(parked, f"{len(self._waiting)} requests are waiting")
+            self._waiting.append(parked)
+            parked.begin = self._begin_out_of_turn
+            return None
+        else:
+            self._running += 1
+        self._spawn(self._work, parked)
+        return None
+
+    def _begin_out_of_turn(self, parked: Parked) -> None:
+        self._waiting.remove(parked)
+        self._begin(parked)
+
+    def _begin(self, parked: Parked) -> None:
+        parked.begin = None
+        self._running += 1
+        self._spawn(self._work, parked)
+
+    def _refuse(self, parked: Parked, why: str) -> None:
+        close = getattr(parked.coming, "close", None)
+        if close is not None:
+            close()
+        busy = Refused(429, f"{why}, the limit of a connection", retry_after=1)
+        self._settle(parked, [self.session.refusal(parked.pending.message, busy, parked.path)])
+
+    async def _work(self, parked: Parked) -> None:
+        """Wait for one parked request and settle it. No checkpoint after the work is done."""
+        reply: Parts | None = None
+        failed: Exception | None = None
+        with parked.scope:
+            try:
+                frame = await parked.coming
+                reply = [frame] if isinstance(frame, bytes) else frame
+            except Exception as e:
+                failed = e
+        m, session = parked.pending.message, self.session
+        if reply is not None:
+            session.operations += 1
+            session.trace_ok(m, parked.path)
+        elif failed is not None:
+            reply = [session.refusal(m, failed, parked.path)] if self._alive(parked) else None
+        elif parked.cause in ("clunked", "revoked") and self._alive(parked):
+            code = 408 if parked.cause == "clunked" else 403
+            gone = Refused(code, f"the fid was {parked.cause}", errno=4 if code == 408 else 13)
+            reply = [session.refusal(m, gone, parked.path)]
+        if parked.event:
+            session.parked -= 1
+        else:
+            self._running -= 1
+        self._settle(parked, reply)
+        self._next()
+
+    def _alive(self, parked: Parked) -> bool:
+        return parked.pending.generation == self.half.generation
+
+    def _settle(self, parked: Parked, reply: Parts | None) -> None:
+        self._parked.pop(parked.pending, None)
+        if parked.fid is not None and parked.fid.parked is not None:
+            parked.fid.parked.discard(parked)
+        if self.half.settle(parked.pending, reply):
+            self._kick()
+
+    def _next(self) -> None:
+        while self._waiting and self._running < self.export.limits.running:
+            self._begin(self._waiting.popleft())
+
+    def close(self) -> None:
+        """The peer is gone: everything outstanding is cancelled, every fid let go."""
+        if self.closed:
+            return
+        self.closed = True
+        self.half.close()
+        for parked in list(self._parked.values()):
+            parked.cancel("gone")
+        self.session.close()

@@ -1,0 +1,64 @@
+"""/dev/errstr: the newest error of the conversation that reads it.
+
+An errno loses the reason. A tree that has ctl files, sinks or other words therefore shows this file
+beside its own: `with_errstr` lays it over a root of words. A root that is no `Dir` (a disk) is left
+as it is, since its names belong to its users.
+"""
+
+from collections.abc import Iterable
+
+from warren.tree import Bytes, Caller, Dir, Handle, Maybe, Node
+from warren.tree.words import line
+
+
+class ErrStr(Node):
+    """The newest error line of the reader's conversation."""
+
+    mode = 0o444
+
+    def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
+        return _ErrStrHandle(caller)
+
+
+class _ErrStrHandle(Handle):
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+        self.says = b""
+
+    def read(self, offset: int, count: int) -> Maybe[Bytes]:
+        if offset == 0:
+            self.says = line(self.caller.last_error)
+        return self.says[offset : offset + count]
+
+
+class _Over(Dir):
+    """A directory with one more name than the one below it."""
+
+    def __init__(self, below: Dir, name: str, node: Node) -> None:
+        super().__init__()
+        self.below, self.name, self.node = below, name, node
+        self.mode = below.mode
+
+    def lookup(self, name: str) -> Maybe[Node | None]:
+        return self.node if name == self.name else self.below.lookup(name)
+
+    def list(self) -> Maybe[Iterable[tuple[str, Node]]]:
+        listed = self.below.list()
+        if isinstance(listed, Iterable):
+            return self._with(listed)
+        return self._later(listed)
+
+    async def _later(self, coming: object) -> Iterable[tuple[str, Node]]:
+        return self._with(await coming)  # type: ignore[misc]  # what list() gives is iterable or awaitable
+
+    def _with(self, listed: Iterable[tuple[str, Node]]) -> Iterable[tuple[str, Node]]:
+        return [*((n, node) for n, node in listed if n != self.name), (self.name, self.node)]
+
+
+def with_errstr(root: Node) -> Node:
+    """ROOT with /dev/errstr, if it is a directory of words."""
+    if not isinstance(root, Dir) or type(root).walk is not Dir.walk:
+        return root
+    dev = root.entries.get("dev")
+    over = _Over(dev if isinstance(dev, Dir) else Dir(), "errstr", ErrStr())
+    return _Over(root, "dev", over)

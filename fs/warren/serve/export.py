@@ -1,0 +1,104 @@
+"""The only door to a tree.
+
+    export = Export(root, policy, audit, trace)
+
+Whatever brings requests (a TLS listener, a unix socket, FUSE, a machine's channel, a client in this
+process) attaches to an Export; there is no second path to the nodes. All four arguments are
+required, the default is deny, and nothing here can be switched off. A request takes this way:
+
+    path (ours) -> ctl write parsed to calls -> decide(subject, path#verb) -> audit intent -> node -> outcome
+
+Policy changes by `replace`: its number moves on, and every fid is decided anew at its next use.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from warren.auth.rights import Grants, Policy
+from warren.serve.errstr import with_errstr
+from warren.traces.audit import Audit, Event
+from warren.traces.ring import Entry, TraceRing
+from warren.tree import Node
+
+if TYPE_CHECKING:
+    from warren.serve.session import Session
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one export gives, and to how many. Beyond a limit the answer is 429, never silence."""
+
+    connections: int = 4096
+    fids: int = 16384  # a connection
+    running: int = 32  # requests of a connection that are being worked on
+    waiting: int = 128  # and that wait for one of those to end
+    parked: int = 256  # reads and locks of a connection that wait for an event
+    unread: int = 4 << 20  # bytes of replies a connection may leave unread before it is not served
+    buffers: int = 256 << 20  # bytes for large frames that are arriving, all connections together
+    patience: float = 30.0  # seconds a frame may take to arrive, or replies may lie unread
+
+
+class Export:
+    """A tree, who may use it, and the record of what they did."""
+
+    def __init__(
+        self, root: Node, policy: Policy, audit: Audit, trace: TraceRing, limits: Limits | None = None
+    ) -> None:
+        self.root = with_errstr(root)
+        self.policy = policy
+        self.audit = audit
+        self.trace = trace
+        self.limits = limits or Limits()
+        self.seq = 1  # moves when the policy does
+        self.sessions: set[Session] = set()
+        self.started = time.time()
+        self._numbers = itertools.count(1)
+
+    def number(self) -> int:
+        """A number for a new session."""
+        return next(self._numbers)
+
+    def grants(self, subject: str) -> Grants:
+        return self.policy.grants(subject)
+
+    def replace(self, policy: Policy) -> None:
+        """Put another policy in force for everyone, also for what is open and what is parked."""
+        self.policy = policy
+        self.seq += 1
+        for session in list(self.sessions):
+            session.policy_changed()
+
+    def moved(self, old: str, new: str) -> None:
+        """A rename succeeded: fids at or below OLD are now at or below NEW."""
+        for session in self.sessions:
+            session.moved(old, new)
+
+    def new_trace(self) -> int:
+        """A trace id for an error whose request brought none."""
+        return int.from_bytes(os.urandom(8), "big") or 1
+
+    def failed(self, session: Session, op: str, path: str, code: int, text: str, trace: int) -> None:
+        """Record an error; denials are audited too."""
+        self.trace.fail(Entry(time.time(), session.number, op, path, code, trace, text))
+        if code in (401, 403):
+            self.audit.note(Event(session.number, session.subject, op, path, "denied", trace), code)
+
+    def refused_connection(self, why: str) -> None:
+        """A connection was turned away before it was one."""
+        self.trace.fail(Entry(time.time(), 0, "connection", "-", 429, self.new_trace(), why))
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counts for people and for scraping."""
+        return {
+            "sessions": len(self.sessions),
+            "fids": sum(len(s.fids) for s in self.sessions),
+            "parked": sum(s.parked for s in self.sessions),
+            "operations": sum(s.operations for s in self.sessions),
+            "errors": self.trace.failed,
+        }

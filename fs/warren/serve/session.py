@@ -1,0 +1,244 @@
+"""One attached conversation: its fids, its subject, and what was decided for it.
+
+The functions that answer requests are in `calls`, `linux` and `plain`; each takes the session and the
+message and returns a reply, or an awaitable of one. What they share is here: finding a fid,
+deciding rights, writing audit around an effect, and wording an error.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+
+from warren.auth.rights import READ, WALK, Allowed
+from warren.p9.codec import BadValue
+from warren.p9.messages import Message, Twrite
+from warren.serve.fid import Fid, Place
+from warren.traces.audit import Event
+from warren.tree import Bytes, Maybe, Refused, absent, describe, plain_words
+
+if TYPE_CHECKING:
+    from warren.p9.server import Server
+    from warren.serve.export import Export
+
+T = TypeVar("T")
+Parts: TypeAlias = list[Bytes]
+Frame: TypeAlias = bytes | Parts
+Reply: TypeAlias = Frame | Awaitable[Frame]
+
+
+class Session:
+    """A conversation attached to an export as one subject. It is also the tree's `Caller`."""
+
+    def __init__(self, export: Export, subject: str, half: Server) -> None:
+        self.export = export
+        self.subject = subject
+        self.half = half
+        self.number = self.session = export.number()
+        self.grants = export.grants(subject)
+        self.fids: dict[int, Fid] = {}
+        self.at: str = "-"  # the path of the request being answered, for the trace
+        self.last_error = ""
+        self.operations = 0
+        self.parked = 0
+        self.pack: Packers = Packers(half)
+        export.sessions.add(self)
+
+    # Fids
+
+    def fid(self, number: int) -> Fid:
+        """The fid of that number, with its rights as of now."""
+        f = self.fids.get(number)
+        if f is None:
+            self.at = "-"
+            raise Refused(400, f"fid {number} is not in use", errno=9)
+        self.at = f.place.path
+        if f.seq != self.export.seq:
+            self.decide(f)
+        return f
+
+    def unused(self, number: int) -> None:
+        """Refuse a number that is taken, or one more fid than the limit."""
+        if number in self.fids:
+            raise Refused(400, f"fid {number} is already in use", errno=9)
+        if len(self.fids) >= self.export.limits.fids:
+            raise Refused(429, f"{len(self.fids)} fids are in use, the limit of a connection", errno=24)
+
+    def decide(self, f: Fid) -> None:
+        """Decide a fid's rights anew; one that lost the right to what it has open reads 403."""
+        f.allowed, f.seq = self.grants.at(f.place.path), self.export.seq
+        if not f.allowed.mask & WALK:
+            raise Refused(403, "this was allowed and is no longer")
+        if f.handle is not None:
+            may = f.allowed.mask
+            if not f.node.is_ctl and ((f.reads and not may & READ) or (f.writes and not may & 30)):
+                raise Refused(403, "this was allowed and is no longer")
+
+    def policy_changed(self) -> None:
+        """The export's policy is another one."""
+        self.grants = self.export.grants(self.subject)
+        for f in self.fids.values():
+            for parked in f.parked or ():
+                parked.cancel("revoked")
+
+    def moved(self, old: str, new: str) -> None:
+        """Paths at or below OLD are now at or below NEW."""
+        seen: set[int] = set()
+        for f in self.fids.values():
+            place: Place | None = f.place
+            while place is not None and id(place) not in seen:
+                seen.add(id(place))
+                if place.path == old:
+                    place.name = new.rsplit("/", 1)[1]
+                if place.path == old or place.path.startswith(old + "/"):
+                    place.path = new + place.path[len(old) :]
+                    f.seq = 0
+                place = place.above
+
+    # Rights
+
+    def need(self, f: Fid, right: int, what: str) -> None:
+        """Refuse unless the fid's path has all of these rights."""
+        if right & ~f.allowed.mask:
+            raise Refused(403, f"you may not {what} {f.place.path}")
+
+    def at_child(self, f: Fid, name: str, right: int, what: str) -> str:
+        """The path of NAME in f's directory, if the rights are held there."""
+        path = f.place.child(name)
+        allowed: Allowed = self.grants.at(path)
+        if not allowed.mask & WALK:
+            raise absent() if what == "remove" else Refused(403, f"you may not {what} {path}")
+        if right & ~allowed.mask:
+            raise Refused(403, f"you may not {what} {path}")
+        return path
+
+    # Effects
+
+    def effect(
+        self, op: str, path: str, detail: str, trace: int,
+        do: Callable[[], Maybe[T]], finish: Callable[[T], Frame],
+    ) -> Reply:  # fmt: skip
+        """Record the intent, act, record the outcome, answer. Refused intents have no effect."""
+        event = Event(self.number, self.subject, op, path, detail, trace)
+        number, wait = self.export.audit.intent(event)
+        if wait is not None:
+            return self._effect_later(event, number, wait.durable(), do, finish)
+        code = 500
+        try:
+            done = do()
+            if inspect.isawaitable(done):
+                code = -1
+                return self._effect_later(event, number, None, lambda: done, finish)
+            reply = finish(done)
+            code = 0
+            return reply
+        except OSError as e:
+            code = describe(e)[1]
+            raise
+        finally:
+            if code >= 0:
+                self.export.audit.outcome(number, event, code)
+
+    async def _effect_later(
+        self, event: Event, number: int, durable: Awaitable[None] | None,
+        do: Callable[[], Maybe[T]], finish: Callable[[T], Frame],
+    ) -> Frame:  # fmt: skip
+        code = 408  # cancelled, unless we come further
+        try:
+            if durable is not None:
+                await durable
+            done = do()
+            reply = finish(await done if inspect.isawaitable(done) else done)
+            code = 0
+            return reply
+        except OSError as e:
+            code = describe(e)[1]
+            raise
+        except Exception:
+            code = 500
+            raise
+        finally:
+            self.export.audit.outcome(number, event, code)
+
+    # Errors
+
+    def refusal(self, m: Message, e: Exception, path: str) -> bytes:
+        """The error reply, after it was recorded where one would look for it."""
+        trace = m.trace or self.export.new_trace()
+        detail = ""
+        if not isinstance(e, OSError):
+            wrong = isinstance(e, BadValue)
+            detail = f"{type(e).__name__}: {e}" if wrong else "".join(traceback.format_exception(e)).rstrip()
+            e = Refused(413, str(e)) if wrong else Refused(500, "")
+        errno, code, line = describe(e)
+        plain = plain_words(e, f"{line} trace={trace:016x}")
+        text = f"{line} trace={trace:016x}"
+        self.last_error = text
+        self.export.failed(self, type(m).__name__, path, code, detail or line, trace)
+        if isinstance(m, Twrite):
+            f = self.fids.get(m.fid)
+            if f is not None and f.handle is not None and f.handle.tells and f.reads:
+                f.told = text.encode("utf-8", "surrogateescape") + b"\n"
+        return self.half.refusal(m.tag, errno, text, plain)
+
+    def trace_ok(self, m: Message, path: str) -> None:
+        """Record a success that took a task; the batch loop records the others itself."""
+        self.export.trace.recent.append((time.time(), self.number, type(m).__name__, path, 0))
+
+    # Ending
+
+    def release(self, f: Fid) -> None:
+        """The fid is gone without a clunk of its own: the same, but nothing is committed."""
+        for parked in f.parked or ():
+            parked.cancel("gone")
+        if f.handle is not None:
+            f.handle.abandon()
+            self.account(f)
+        self.unlock(f)
+        if f.place.held is not None:
+            f.place.held.release()
+
+    def unlock(self, f: Fid) -> None:
+        """Free what was locked through this fid."""
+        from warren.tree import Lock
+
+        for owner in f.locked or ():
+            f.node.unlock(Lock(False, 0, 0, owner))
+        f.locked = None
+
+    def account(self, f: Fid) -> None:
+        """One audit record for the data of an open fid, with its byte count."""
+        if f.moved:
+            self.export.audit.note(
+                Event(self.number, self.subject, "wrote", f.place.path, f"bytes={f.moved}"), 0
+            )
+            f.moved = 0
+
+    def reset(self) -> None:
+        """Forget every fid: a new version exchange, or the end of the connection."""
+        fids, self.fids = self.fids, {}
+        for f in fids.values():
+            self.release(f)
+
+    def close(self) -> None:
+        """The connection is gone."""
+        self.reset()
+        self.export.sessions.discard(self)
+
+
+class Packers:
+    """The packing functions of the current dialect, by message name: `pack.Rclunk(tag)`."""
+
+    def __init__(self, half: Server) -> None:
+        self._half = half
+
+    def __getattr__(self, name: str) -> Callable[..., bytes]:
+        from warren.p9.messages import MESSAGES
+
+        assert self._half.dialect is not None
+        made = self._half.dialect.packer(MESSAGES[name])
+        setattr(self, name, made)
+        return made

@@ -1,0 +1,194 @@
+"""Open files and directories of a disk, and the one place that opens them."""
+
+import errno
+import functools
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+from typing import Final, Protocol
+
+import trio
+
+from warren.tree import Bytes, Dirent, Handle, Maybe, Refused, absent
+from warren.tree.node import QTDIR, QTFILE, QTSYMLINK, Qid
+
+# open(2) flags as they are on the wire: those of x86, whatever this machine's are.
+ACCESS: Final = 0o3
+CREATED_HERE: Final = 0o200  # O_EXCL
+TRUNCATE: Final = 0o1000
+APPEND: Final = 0o2000
+DATA_SYNC: Final = 0o10000
+DIRECTORY: Final = 0o200000
+SYNC: Final = 0o4010000  # includes DATA_SYNC, as in Linux
+_KEPT: Final = ACCESS | TRUNCATE | APPEND
+
+# A file with a lease would make open(2) wait for its holder; O_NONBLOCK makes that a refusal.
+SAFE: Final = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+_AT_ONCE: Final = 8192  # names read from a directory before others get a turn
+
+
+def told(e: OSError) -> OSError:
+    """The same error, in our words where the system's would mislead."""
+    if e.errno in (errno.EMFILE, errno.ENFILE):
+        return Refused(429, "the server has no descriptor left; clunk some fids", errno=e.errno, retry_after=1)
+    if e.errno == errno.ENOENT:
+        return absent()
+    return e
+
+
+def host_flags(flags: int) -> int:
+    """Wire flags as this machine's. What is neither access, truncation nor append is dropped:
+    durability is kept by `Synced`, and the rest is about the client's own descriptor."""
+    return _host_flags(flags & _KEPT)
+
+
+@functools.cache
+def _host_flags(kept: int) -> int:
+    if kept & ACCESS == ACCESS:
+        raise Refused(400, "open for reading, writing or both")
+    flags = SAFE | (os.O_RDONLY, os.O_WRONLY, os.O_RDWR)[kept & ACCESS]
+    if kept & TRUNCATE:
+        flags |= os.O_TRUNC
+    if kept & APPEND:
+        flags |= os.O_APPEND
+    return flags
+
+
+def reopen(fd: int, flags: int) -> int:
+    """A new descriptor of the very inode that FD names, wherever it lies by now."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", flags)
+    except OSError as e:
+        raise told(e) from None
+
+
+class Versions(Protocol):
+    """Who counts the changes that time stamps may be too coarse to show."""
+
+    def changed(self, number: int) -> None:
+        """The file of that qid path was written."""
+
+
+class Descriptor:
+    """Closed when nobody refers to it: not before a thread that uses it is done."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.fd)
+
+
+class Opened(Handle):
+    """What files and directories have in common."""
+
+    def __init__(self, fd: int) -> None:
+        self._descriptor: Descriptor | None = Descriptor(fd)
+        self.fd = fd
+
+    def fsync(self) -> Maybe[None]:
+        return self._sync(os.fsync)
+
+    async def _sync(self, sync: Callable[[int], None]) -> None:
+        """Cancelled means it may still happen, which harms nobody."""
+        descriptor = self._descriptor
+
+        def run() -> None:
+            if descriptor is not None:
+                sync(descriptor.fd)
+
+        await trio.to_thread.run_sync(run, abandon_on_cancel=True)
+
+    def close(self) -> None:
+        self._descriptor = None
+        self.fd = -1
+
+    def abandon(self) -> None:
+        self.close()
+
+
+class OpenFile(Opened):
+    """A regular file."""
+
+    def __init__(self, fd: int, versions: Versions, number: int) -> None:
+        super().__init__(fd)
+        self._changed = versions.changed
+        self._number = number
+
+    def read(self, offset: int, count: int) -> bytes:
+        try:
+            return os.pread(self.fd, count, offset)
+        except OverflowError:
+            return b""  # beyond the greatest offset there is nothing
+
+    def write(self, offset: int, data: Bytes) -> Maybe[int]:
+        try:
+            n = os.pwrite(self.fd, data, offset)
+        except OverflowError:
+            raise Refused(413, "no file reaches that far") from None
+        self._changed(self._number)
+        return n
+
+
+class Synced(OpenFile):
+    """A file opened with O_SYNC or O_DSYNC: a write is answered when it is durable."""
+
+    def __init__(self, fd: int, versions: Versions, number: int, data_only: bool) -> None:
+        super().__init__(fd, versions, number)
+        self._how = os.fdatasync if data_only else os.fsync
+
+    def write(self, offset: int, data: Bytes) -> Awaitable[int]:
+        n = super().write(offset, data)
+        assert isinstance(n, int)
+        return self._durable(n)
+
+    async def _durable(self, n: int) -> int:
+        """The bytes were taken before; cancelled means only that nobody learns when they are durable."""
+        await self._sync(self._how)
+        return n
+
+
+def open_file(fd: int, flags: int, versions: Versions, number: int) -> OpenFile:
+    """The handle on FD, an opened regular file, that keeps the promises of the wire's FLAGS."""
+    if flags & SYNC and flags & ACCESS:
+        return Synced(fd, versions, number, data_only=flags & SYNC == DATA_SYNC)
+    return OpenFile(fd, versions, number)
+
+
+class OpenDirectory(Opened):
+    """A directory. NUMBER maps an inode of its device to a qid path."""
+
+    def __init__(self, fd: int, number: Callable[[int], int]) -> None:
+        super().__init__(fd)
+        self._number = number
+
+    def read(self, offset: int, count: int) -> Bytes:
+        raise Refused(400, "a directory is read by its entries", errno=errno.EISDIR)
+
+    def entries(self) -> Maybe[Sequence[Dirent]]:
+        scan = os.scandir(self.fd)
+        found = self._some(scan)
+        if len(found) < _AT_ONCE:
+            scan.close()
+            return found
+        return self._rest(scan, found)
+
+    async def _rest(self, scan: "os._ScandirIterator[str]", found: list[Dirent]) -> Sequence[Dirent]:
+        with scan:
+            while more := self._some(scan):
+                found += more
+                await trio.lowlevel.checkpoint()
+        return found
+
+    def _some(self, scan: "os._ScandirIterator[str]") -> list[Dirent]:
+        number, new = self._number, tuple.__new__
+        found = []
+        for entry in islice(scan, _AT_ONCE):
+            if entry.is_symlink():
+                kind = QTSYMLINK
+            else:
+                kind = QTDIR if entry.is_dir(follow_symlinks=False) else QTFILE
+            found.append(new(Dirent, (entry.name, new(Qid, (kind, 0, number(entry.inode()))))))
+        return found

@@ -1,0 +1,44 @@
+"""Where a server keeps what must outlast a request: see `interface` for the promises."""
+
+from warren.store.interface import (
+    NAME_MAX,
+    BadName,
+    Change,
+    Conflict,
+    Entry,
+    Limits,
+    NotFound,
+    Record,
+    Statistics,
+    Store,
+    StoreClosed,
+    StoreError,
+    StoreFailed,
+    StoreFull,
+    TooLarge,
+    Trimmed,
+    Watch,
+)
+from warren.store.memory import MemoryStatistics, MemoryStore
+
+__all__ = [
+    "NAME_MAX",
+    "BadName",
+    "Change",
+    "Conflict",
+    "Entry",
+    "Limits",
+    "MemoryStatistics",
+    "MemoryStore",
+    "NotFound",
+    "Record",
+    "Statistics",
+    "Store",
+    "StoreClosed",
+    "StoreError",
+    "StoreFailed",
+    "StoreFull",
+    "TooLarge",
+    "Trimmed",
+    "Watch",
+]
