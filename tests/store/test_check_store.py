@@ -204,14 +204,6 @@ class AnswersReadersBehindATrim(MemoryStore):
             await self._readers.setdefault(topic, trio.lowlevel.ParkingLot()).park()
 
 
-class AnswersCancelledReaders(MemoryStore):
-    """Swallows the cancellation of a read that has a record: the flush is never answered."""
-
-    async def first_after(self, topic: str, seq: int) -> Record:
-        with trio.CancelScope(shield=True):
-            return await super().first_after(topic, seq)
-
-
 class ReusesNumbers(MemoryStore):
     async def trim(self, topic: str, keep: int | None = None, *, through: int | None = None) -> int:
         floor = await super().trim(topic, keep, through=through)
@@ -435,7 +427,6 @@ DEFECTS: dict[type[MemoryStore], str] = {
     WakesOneReader: "A reader waits until .*: still waiting",
     WakesReadersOfOtherTopics: "A reader waits until there is a record for it",
     AnswersReadersBehindATrim: "A trim neither wakes nor fails a waiting reader",
-    AnswersCancelledReaders: "A topic that was never written .*: still waiting",
     ReusesNumbers: "expected 4, found 0",
     TrimsOneTooMany: "A trim forgets what it says and no more",
     MakesTopicsByLooking: "asking does not make it",

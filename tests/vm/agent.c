@@ -192,6 +192,7 @@ static void run(uint32_t number, const char *script)
 
 		sigemptyset(&none);
 		sigprocmask(SIG_SETMASK, &none, NULL);
+		signal(SIGPIPE, SIG_DFL);
 		setsid();
 		dup2(in[0], 0);
 		dup2(out[1], 1);

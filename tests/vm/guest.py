@@ -1,14 +1,14 @@
-"""A Linux guest in QEMU, emulated, that reaches one server on this host.
+"""A Linux guest in QEMU, emulated, that reaches chosen servers on this host.
 
-    async with guest("6.1", port=port) as g:
+    async with guest("6.1", ports=[port]) as g:
         done = await g.run("mount -t 9p … 10.0.2.100 /mnt && ls /mnt")
         assert done.status == 0, done.output
 
         async with g.start("cat /mnt/events") as reader:    # meanwhile, on the host …
             await reader.expect(b"kind=fire")
 
-In the guest 10.0.2.100 port 564 is 127.0.0.1:`port` here, and there is no
-other way out.  QEMU's own `guestfwd` to a TCP address would connect once, when
+In the guest `address(n)` port 564 is 127.0.0.1:`ports[n]` here, and there is
+no other way out.  The servers need not run before something is mounted.  QEMU's own `guestfwd` to a TCP address would connect once, when
 the machine starts; a command is run for each of the guest's connections
 instead, and ours (`probe relay`) dials the server anew.
 
@@ -28,7 +28,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +38,6 @@ import trio
 from .initramfs import initramfs, probe
 from .kernel import Kernel, Unreachable, kernel
 
-ADDRESS = "10.0.2.100"
 BOOT_LIMIT = 90.0
 LIFETIME = 900
 """Seconds until QEMU is ended from outside, whatever became of the test that started it."""
@@ -156,8 +155,6 @@ class Guest:
             if job.status is None and not self._dead:
                 with trio.move_on_after(5, shield=True):
                     await job.signal(signal.SIGKILL)
-            if job.status is not None:
-                del self._jobs[job.number]
 
     async def send(self, number: int, kind: int, body: bytes) -> None:
         """Cancelled, a frame may be cut, and the guest is of no more use."""
@@ -192,7 +189,7 @@ class Guest:
 
 
 @asynccontextmanager
-async def guest(series: str, *, port: int) -> AsyncIterator[Guest]:
+async def guest(series: str, *, ports: Sequence[int]) -> AsyncIterator[Guest]:
     """A booted guest with Debian's kernel of `series`, gone when the block ends.
 
     Raises `Unreachable` where this machine has not what it takes, before
@@ -208,7 +205,7 @@ async def guest(series: str, *, port: int) -> AsyncIterator[Guest]:
         ours, theirs = socket.socketpair()
         # QEMU's own complaints are told in the same place.
         with theirs, console.open("ab") as complaints:
-            command = _command(qemu, system, root, relay, port, theirs.fileno(), console)
+            command = _command(qemu, system, root, relay, ports, theirs.fileno(), console)
             started = time.monotonic()
             process = await trio.lowlevel.open_process(
                 command,
@@ -234,7 +231,14 @@ def _parts(series: str) -> tuple[Kernel, Path, Path]:
     return system, initramfs(system), probe()
 
 
-def _command(qemu: str, system: Kernel, root: Path, relay: Path, port: int, fd: int, console: Path) -> list[str]:
+def address(number: int) -> str:
+    """The guest's name for the server at `ports[number]`."""
+    return f"10.0.2.{100 + number}"
+
+
+def _command(
+    qemu: str, system: Kernel, root: Path, relay: Path, ports: Sequence[int], fd: int, console: Path
+) -> list[str]:
     # `timeout` leads a process group of its own and outlives a test that was killed with a guest that hangs.
     command = ["timeout", "--kill-after=5", str(LIFETIME), "nice", "-n", "10", qemu]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
@@ -243,8 +247,8 @@ def _command(qemu: str, system: Kernel, root: Path, relay: Path, port: int, fd: 
     command += ["-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console"]
     command += ["-chardev", f"socket,id=host,fd={fd}", "-device", "virtio-serial-pci"]
     command += ["-device", "virtserialport,chardev=host,name=host"]
-    forward = f"guestfwd=tcp:{ADDRESS}:564-cmd:{relay} relay {port}"
-    command += ["-netdev", f"user,id=net,restrict=on,{forward}"]
+    forwards = [f"guestfwd=tcp:{address(n)}:564-cmd:{relay} relay {port}" for n, port in enumerate(ports)]
+    command += ["-netdev", ",".join(["user,id=net,restrict=on", *forwards])]
     return command + ["-device", "virtio-net-pci,netdev=net,romfile="]
 
 

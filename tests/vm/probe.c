@@ -7,6 +7,9 @@
  *                     takes a byte-range lock (LEN 0: to the end); `wait`
  *                     waits for it, `hold` keeps it until a line or the end of
  *                     standard input
+ *     probe getlock PATH START LEN
+ *                     `free`, or the lock that an exclusive one would meet:
+ *                     `shared|exclusive START LEN`
  *     probe locktwice PATH
  *                     two descriptors of one process lock the same range
  *     probe rename2 FROM TO noreplace|exchange|plain
@@ -116,6 +119,22 @@ static int lock(int argc, char **argv)
 	fflush(stdout);
 	if (hold)
 		getchar();
+	return 0;
+}
+
+static int getlock(int argc, char **argv)
+{
+	struct flock lock = { .l_type = F_WRLCK, .l_start = atoll(argv[1]), .l_len = atoll(argv[2]) };
+	int fd = open(argv[0], O_RDWR);
+
+	(void)argc;
+	if (fd < 0 || fcntl(fd, F_GETLK, &lock) < 0)
+		return failed();
+	if (lock.l_type == F_UNLCK)
+		puts("free");
+	else
+		printf("%s %lld %lld\n", lock.l_type == F_RDLCK ? "shared" : "exclusive", (long long)lock.l_start,
+		       (long long)lock.l_len);
 	return 0;
 }
 
@@ -279,7 +298,7 @@ static const struct {
 	{ "removexattr", 2, removexattr_ }, { "lock", 4, lock },	  { "locktwice", 1, locktwice },
 	{ "rename2", 3, rename2 },	    { "orphan", 1, orphan },	  { "openread", 3, openread },
 	{ "mmapread", 1, mmapread },	    { "pwrite", 3, pwrite_ },	  { "readdir", 1, readdir_ },
-	{ "relay", 1, relay },
+	{ "getlock", 3, getlock },	    { "relay", 1, relay },
 };
 
 int main(int argc, char **argv)

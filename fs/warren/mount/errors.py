@@ -81,7 +81,7 @@ _PLAN9 = {
 
 @cache
 def _unix_words() -> dict[str, int]:
-    return {os.strerror(number).lower(): number for number in reversed(sorted(E.errorcode))}
+    return {os.strerror(number).lower(): number for number in sorted(E.errorcode, reverse=True)}
 
 
 @cache

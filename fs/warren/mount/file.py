@@ -160,7 +160,7 @@ class File:
     # Writing
 
     async def write(self, data: Buffer) -> int:
-        """All of DATA at the position, which moves on; at the end of the file with O_APPEND. Returns its size.
+        """All of DATA at the position, which moves on; with O_APPEND at the end. Returns its size.
 
         Never done again: ConnectionResetError says that the outcome is unknown.
         """
@@ -183,10 +183,9 @@ class File:
             self._unsure = self.qid.version == 0
             ordered = self._unsure or self.flags & os.O_APPEND or self.qid.type & QTAPPEND
             done = 0
-            while True:
+            while done < len(view):
                 done += await self._write(op, link, view[done:], offset + done, 1 if ordered else WINDOW)
-                if done == len(view):
-                    return done
+            return done
 
         return await self._do(Op(self.path, self._files.deadline), work, again=False)
 
@@ -196,25 +195,21 @@ class File:
         calls: list[tuple[Call, int]] = []
         asked = done = 0
         try:
-            while asked < len(view) or calls or not asked:
-                while (asked < len(view) and len(calls) < window) or (not asked and not calls):
+            while calls or asked < len(view):
+                while asked < len(view) and len(calls) < window:
                     piece = view[asked : asked + size]
                     calls.append((link.start(op, Twrite, self._fid, offset + asked, piece), len(piece)))
                     asked += len(piece)
-                    if not piece:
-                        break
                 reply = await link.finish(op, calls[0][0])
                 assert isinstance(reply, Rwrite)
                 _, count = calls.pop(0)
                 done += reply.count
-                if not reply.count and count:
-                    raise OSError(errno.EIO, op.text("the server takes nothing more"), self.path)
+                if not reply.count:
+                    raise op.error(errno.EIO, "the server takes nothing more")
                 if reply.count < count:
                     for call, _ in calls:
                         await link.finish(op, call)
                     calls.clear()
-                    break
-                if not asked:
                     break
             return done
         finally:
@@ -226,7 +221,7 @@ class File:
 
         async def work(op: Op, link: Link) -> None:
             op.effect = True
-            await self._files.words.fsync(op, self._fid, datasync)
+            await link.words.fsync(op, self._fid, datasync)
 
         await self._do(Op(self.path, self._files.deadline), work, again=False)
         self._unsure = False
@@ -240,7 +235,7 @@ class File:
 
         async def work(op: Op, link: Link) -> None:
             op.effect = True
-            await self._files.words.setattr(op, self._fid, changes)
+            await link.words.setattr(op, self._fid, changes)
 
         await self._do(Op(self.path, self._files.deadline), work, again=False)
 
@@ -248,9 +243,9 @@ class File:
         """Attributes of the open file. Done again after a loss."""
 
         async def work(op: Op, link: Link) -> Entry:
-            cls, fields = self._files.words.stat()
+            cls, fields = link.words.stat()
             reply = await link.ask(op, cls, self._fid, *fields)
-            return self._files.words.entry(reply, self.path.rstrip("/").rpartition("/")[2])
+            return link.words.entry(reply, self.path.rstrip("/").rpartition("/")[2])
 
         return await self._do(Op(self.path, self._files.deadline), work, again=True)
 
@@ -260,9 +255,15 @@ class File:
         return Range(kind, start, length, os.getpid() if owner is None else owner, _here())
 
     async def lock(
-        self, start: int = 0, length: int = 0, *, shared: bool = False, wait: bool = True, owner: int | None = None
+        self,
+        start: int = 0,
+        length: int = 0,
+        *,
+        shared: bool = False,
+        wait: bool = True,
+        owner: int | None = None,
     ) -> bool:
-        """Lock a range (length 0: to the end) for OWNER, a process number; False if it is taken and not WAIT.
+        """Lock a range (length 0: to the end) for OWNER, a process number; False if taken and not WAIT.
 
         Waits without a deadline. Cancelled means that the lock was not taken.
         """
@@ -270,10 +271,11 @@ class File:
 
         async def work(op: Op, link: Link) -> bool:
             op.effect = True
-            return await self._files.words.lock(op, self._fid, want, wait)
+            return await link.words.lock(op, self._fid, want, wait)
 
         pause, longest = _LOCK_PAUSE
-        while not await self._do(Op(self.path, math.inf if wait else self._files.deadline), work, again=False):
+        limit = math.inf if wait else self._files.deadline
+        while not await self._do(Op(self.path, limit), work, again=False):
             if not wait:
                 return False
             await trio.sleep(pause)
@@ -287,7 +289,7 @@ class File:
 
         async def work(op: Op, link: Link) -> None:
             op.effect = True
-            await self._files.words.lock(op, self._fid, want, False)
+            await link.words.lock(op, self._fid, want, False)
 
         await self._do(Op(self.path, self._files.deadline), work, again=False)
         if (start, length) == (0, 0):
@@ -300,7 +302,7 @@ class File:
         want = self._range(SHARED if shared else EXCLUSIVE, start, length, owner)
 
         async def work(op: Op, link: Link) -> Range | None:
-            held = await self._files.words.getlock(op, self._fid, want)
+            held = await link.words.getlock(op, self._fid, want)
             return None if held.kind == UNLOCK else held
 
         return await self._do(Op(self.path, self._files.deadline), work, again=True)
@@ -325,9 +327,7 @@ class File:
             except Lost:
                 pass
         if self._unsure:
-            raise ConnectionResetError(
-                errno.ECONNRESET, op.text("the connection was lost before close; the outcome is unknown"), self.path
-            )
+            raise op.error(errno.ECONNRESET, "the connection was lost before close; the outcome is unknown")
 
     async def _do(self, op: Op, work: Callable[[Op, Link], Awaitable[T]], *, again: bool) -> T:
         """Run WORK on a live fid, and once more after a loss if that is safe."""
@@ -361,19 +361,16 @@ class File:
             if lossy and self._told_of is not self._link:
                 what = "records" if self.stream else "locks" if self._locked else "bytes written before"
                 self._told()
-                raise ConnectionResetError(
-                    errno.ECONNRESET, op.text(f"the connection was lost; {what} may be lost with it"), self.path
-                )
+                raise op.error(errno.ECONNRESET, f"the connection was lost; {what} may be lost with it")
             if self._walked.path != self.qid.path:
-                raise OSError(errno.ESTALE, op.text("it lived as long as its connection"), self.path)
+                raise op.error(errno.ESTALE, "it lived as long as its connection")
             link = await self._files.live(op)
-            words = self._files.words
             again = Op(self.path, self._files.deadline)
-            got = await reach(link, words, again, self.path, words.open(self.flags))
-            opened = words.opened(got.replies[0])
+            got = await reach(link, again, self.path, link.words.open(self.flags))
+            opened = link.words.opened(got.replies[0])
             if got.qid.path != self._walked.path:
                 link.forget(got.fid)
-                raise OSError(errno.ESTALE, op.text("another file has this name now"), self.path)
+                raise op.error(errno.ESTALE, "another file has this name now")
             self.qid, self._iounit = opened.qid, opened.iounit
             self._fid, self._link = got.fid, link
             if self.stream:

@@ -19,10 +19,12 @@ outcome is unknown, and whatever the late reply makes is thrown away.
 all of them. It ends as a cancellation does: with the reply if that came first, else TimeoutError.
 """
 
+from __future__ import annotations
+
 import errno
 import math
 import random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 from warren.mount.address import Channel, rest
@@ -31,6 +33,9 @@ from warren.p9.client import MSIZE, Call, Client, State
 from warren.p9.codec import BadFrame, BadValue
 from warren.p9.fields import NOFID, Qid
 from warren.p9.messages import WARREN, Message, Rattach, Rversion, Tclunk
+
+if TYPE_CHECKING:
+    from warren.mount.words import Words
 
 FLUSH_PATIENCE = 2.0
 _HEADER = 24  # what the protocol reserves of an msize for the rest of a Tread or Twrite
@@ -49,8 +54,9 @@ class Op:
         self.trace = random.getrandbits(64) | 1
         self.effect = False  # set before the first request that changes something is sent
 
-    def text(self, words: str) -> str:
-        return f"{words} trace={self.trace:016x}"
+    def error(self, number: int, words: str, path: str | None = None) -> OSError:
+        """An OSError of our own making, worded as a server's would be."""
+        return OSError(number, f"{words} trace={self.trace:016x}", self.path if path is None else path)
 
 
 class Lost(ConnectionResetError):
@@ -58,7 +64,9 @@ class Lost(ConnectionResetError):
 
 
 class Link:
-    """One connection and the session on it."""
+    """One connection and the session on it. `words` says things in its dialect, once that is settled."""
+
+    words: Words
 
     def __init__(self, channel: Channel, peer: str, msize: int = MSIZE) -> None:
         self.peer = peer
@@ -97,7 +105,7 @@ class Link:
         """Settle the version and attach. Raises OSError; Cancelled leaves a link to be dropped."""
         reply = await self.finish(op, self._mark(self.half.begin()))
         if not isinstance(reply, Rversion) or not self.version:
-            raise OSError(errno.EPROTONOSUPPORT, f"{self.peer} speaks none of our versions of 9P", op.path)
+            raise op.error(errno.EPROTONOSUPPORT, f"{self.peer} speaks none of our versions of 9P")
         fid = self.half.fids.take()
         call = self.half.attach(fid, NOFID, uname, aname)
         call.trace = op.trace
@@ -132,9 +140,7 @@ class Link:
         if call.state is State.LOST:
             raise self._gone(op)
         if call.reply is None:
-            raise TimeoutError(
-                errno.ETIMEDOUT, op.text(f"{self.peer} gave no answer in {op.limit:g} s"), op.path
-            )
+            raise op.error(errno.ETIMEDOUT, f"{self.peer} gave no answer in {op.limit:g} s")
         if call.refused:
             raise refusal(call.reply, op.path)
         return call.reply
@@ -212,7 +218,8 @@ class Link:
             self._wake_writer()
 
     def _gone(self, op: Op) -> Lost:
-        return Lost(errno.ECONNRESET, op.text(f"the connection to {self.peer} was lost: {self.why}"), op.path)
+        words = f"the connection to {self.peer} was lost: {self.why} trace={op.trace:016x}"
+        return Lost(errno.ECONNRESET, words, op.path)
 
     def _mark(self, call: Call) -> Call:
         if self.why:

@@ -4,12 +4,13 @@ import errno
 import os
 import stat as S
 import struct
+from typing import Any
 
 from warren.mount.entry import Entry
 from warren.mount.link import Link, Op
 from warren.mount.words import Opened, Range, Request, Words
 from warren.p9.codec import text
-from warren.p9.fields import Qid
+from warren.p9.fields import QTDIR, Qid
 from warren.p9.messages import (
     Rgetattr,
     Rreaddir,
@@ -25,6 +26,8 @@ from warren.p9.messages import (
     Tread,
     Treaddir,
     Treadlink,
+    Tremove,
+    Trename,
     Trenameat,
     Tsetattr,
     Tstatfs,
@@ -49,6 +52,7 @@ _FLAGS = (
 _MODE, _UID, _GID, _SIZE, _ATIME, _MTIME, _ATIME_SET, _MTIME_SET = 1, 2, 4, 8, 0x10, 0x20, 0x80, 0x100
 _AT_REMOVEDIR = 0x200
 _LOCK_BLOCK = 1
+_UNKNOWN = (errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def wire_flags(flags: int) -> int:
@@ -65,12 +69,13 @@ class Linux(Words):
     def __init__(self, link: Link) -> None:
         super().__init__(link)
         self._gid = os.getegid()
+        self._has_at = True  # Trenameat and Tunlinkat; diod 1.0 answers both with EOPNOTSUPP
 
     def stat(self) -> Request:
         return Tgetattr, (_BASIC,)
 
-    def entry(self, reply: Rgetattr, name: str) -> Entry:
-        r = reply
+    def entry(self, reply: Any, name: str) -> Entry:
+        r: Rgetattr = reply
         return Entry(
             name, r.qid, r.mode, r.size,
             r.atime * 10**9 + r.atime_ns, r.mtime * 10**9 + r.mtime_ns,
@@ -139,23 +144,55 @@ class Linux(Words):
         return found
 
     async def renameat(self, op: Op, olddir: int, old: str, newdir: int, new: str) -> None:
-        await self.link.ask(op, Trenameat, olddir, old, newdir, new)
+        if self._has_at:
+            try:
+                await self.link.ask(op, Trenameat, olddir, old, newdir, new)
+                return
+            except OSError as e:
+                if e.errno not in _UNKNOWN:
+                    raise
+                self._has_at = False
+        fid, _ = await self._child(op, olddir, old)
+        try:
+            await self.link.ask(op, Trename, fid, newdir, new)
+        finally:
+            self.link.forget(fid)
 
     async def setattr(self, op: Op, fid: int, changes: Changes) -> None:
         c, valid, times = changes, 0, [0, 0, 0, 0]
         for value, bit in ((c.mode, _MODE), (c.uid, _UID), (c.gid, _GID), (c.size, _SIZE)):
             valid |= bit if value is not None else 0
-        for i, (value, bit, given) in enumerate(((c.atime, _ATIME, _ATIME_SET), (c.mtime, _MTIME, _MTIME_SET))):
+        dated = ((c.atime, _ATIME, _ATIME_SET), (c.mtime, _MTIME, _MTIME_SET))
+        for i, (value, bit, given) in enumerate(dated):
             if value is not None:
                 valid |= bit if value == NOW else bit | given
                 times[2 * i : 2 * i + 2] = divmod(value, 10**9) if value != NOW else (0, 0)
-        await self.link.ask(op, Tsetattr, fid, valid, c.mode or 0, c.uid or 0, c.gid or 0, c.size or 0, *times)
+        numbers = (c.mode or 0, c.uid or 0, c.gid or 0, c.size or 0, *times)
+        await self.link.ask(op, Tsetattr, fid, valid, *numbers)
 
     async def fsync(self, op: Op, fid: int, datasync: bool) -> None:
         await self.link.ask(op, Tfsync, fid, int(datasync))
 
     async def unlink(self, op: Op, fid: int, name: str, directory: bool) -> None:
-        await self.link.ask(op, Tunlinkat, fid, name, _AT_REMOVEDIR if directory else 0)
+        if self._has_at:
+            try:
+                await self.link.ask(op, Tunlinkat, fid, name, _AT_REMOVEDIR if directory else 0)
+                return
+            except OSError as e:
+                if e.errno not in _UNKNOWN:
+                    raise
+                self._has_at = False
+        child, qid = await self._child(op, fid, name)
+        if directory is not bool(qid.type & QTDIR):
+            self.link.forget(child)
+            number = errno.ENOTDIR if directory else errno.EISDIR
+            raise op.error(number, os.strerror(number))
+        await self.link.ask(op, Tremove, child)
+
+    async def _child(self, op: Op, fid: int, name: str) -> tuple[int, Qid]:
+        new = self.link.half.fids.take()
+        reply = await self.link.ask(op, Twalk, fid, new, [name])
+        return new, reply.qids[0]
 
     async def symlink(self, op: Op, fid: int, name: str, target: str) -> None:
         await self.link.ask(op, Tsymlink, fid, name, target, self._gid)
@@ -204,7 +241,7 @@ class Linux(Words):
         reply = await self.link.ask(op, Tlock, fid, want.kind, _LOCK_BLOCK if wait else 0, *want[1:])
         if reply.status in (0, 1):
             return bool(reply.status == 0)
-        raise OSError(errno.ENOLCK, op.text(f"{self.link.peer} gave no lock (status {reply.status})"), op.path)
+        raise op.error(errno.ENOLCK, f"{self.link.peer} gave no lock (status {reply.status})")
 
     async def getlock(self, op: Op, fid: int, want: Range) -> Range:
         r = await self.link.ask(op, Tgetlock, fid, *want)

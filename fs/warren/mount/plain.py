@@ -4,6 +4,7 @@ import errno
 import os
 import stat as S
 import time
+from typing import Any
 
 from warren.mount.entry import Entry
 from warren.mount.link import Op
@@ -40,8 +41,9 @@ class Plain(Words):
     def stat(self) -> Request:
         return Tstat, ()
 
-    def entry(self, reply: Rstat, name: str) -> Entry:
-        return _entry(reply.stat, name)
+    def entry(self, reply: Any, name: str) -> Entry:
+        answer: Rstat = reply
+        return _entry(answer.stat, name)
 
     def open(self, flags: int) -> Request:
         return Topen, (_mode(flags),)
@@ -67,7 +69,7 @@ class Plain(Words):
                 try:
                     found.append(parse_stat(view[at : at + size]))
                 except BadFrame as e:
-                    raise OSError(errno.EPROTO, op.text(f"{self.link.peer} lists nonsense: {e}"), op.path) from None
+                    raise op.error(errno.EPROTO, f"{self.link.peer} lists nonsense: {e}") from None
                 at += size
 
     async def names(self, op: Op, fid: int) -> list[Dirent]:

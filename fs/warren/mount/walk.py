@@ -15,9 +15,9 @@ import os
 from typing import NamedTuple
 
 from warren.mount.link import Link, Op
-from warren.mount.words import Request, Words
+from warren.mount.words import Request
 from warren.p9.client import Call
-from warren.p9.fields import MAXWELEM, QTSYMLINK, Qid
+from warren.p9.fields import MAXWELEM, NOFID, QTSYMLINK, Qid
 from warren.p9.messages import Message, Rwalk, Twalk
 
 _MAXLINKS = 40
@@ -47,14 +47,14 @@ def lexical(names: list[str]) -> list[str]:
     return kept
 
 
-async def reach(link: Link, words: Words, op: Op, path: str, *then: Request, follow: bool = True) -> Reached:
+async def reach(link: Link, op: Op, path: str, *then: Request, follow: bool = True) -> Reached:
     """Walk to PATH and send THEN on the fid. The fid is the caller's, unless this raises.
 
     Cancelled leaves nothing behind, except that requests in THEN may have been done.
     """
     names = split(path)
     for _ in range(_MAXLINKS):
-        walk = _Walk(link, words, op, names, follow)
+        walk = _Walk(link, op, names, follow)
         try:
             if await walk.run(then):
                 return Reached(walk.fid, walk.qid, await walk.use(then))
@@ -62,16 +62,16 @@ async def reach(link: Link, words: Words, op: Op, path: str, *then: Request, fol
             walk.drop()
             raise
         names = await walk.resolve()
-    raise OSError(errno.ELOOP, op.text("too many symbolic links"), path)
+    raise op.error(errno.ELOOP, "too many symbolic links")
 
 
 class _Walk:
-    """One attempt. `at` is the fid that the next names are walked from."""
+    """One attempt. Until a walk has made the fid, each one begins at the root with a number of its own."""
 
-    def __init__(self, link: Link, words: Words, op: Op, names: list[str], follow: bool) -> None:
-        self.link, self.words, self.op, self.names, self.follow = link, words, op, names, follow
-        self.fid = link.half.fids.take()
-        self.at = link.root
+    def __init__(self, link: Link, op: Op, names: list[str], follow: bool) -> None:
+        self.link, self.op, self.names, self.follow = link, op, names, follow
+        self.fid = NOFID
+        self.made = False
         self.qid = link.root_qid
         self.done = 0
         self.ahead: list[Call] = []
@@ -80,9 +80,9 @@ class _Walk:
         """Walk all names; False if a symbolic link lies at names[done - 1]."""
         link, names = self.link, self.names
         whole = len(names) <= MAXWELEM
-        while self.done < len(names) or self.at != self.fid:
+        while self.done < len(names) or not self.made:
             step = names[self.done : self.done + MAXWELEM]
-            call = link.start(self.op, Twalk, self.at, self.fid, step)
+            call = self._start(step)
             if whole and link.in_order:
                 self.ahead = [link.start(self.op, cls, self.fid, *f, after=call) for cls, f in then]
             qids = await self._walked(call)
@@ -98,11 +98,16 @@ class _Walk:
                 self.done += len(qids)
         return True
 
+    def _start(self, step: list[str]) -> Call:
+        if not self.made:
+            self.fid = self.link.half.fids.take()
+        return self.link.start(self.op, Twalk, self.fid if self.made else self.link.root, self.fid, step)
+
     async def _walked(self, call: Call) -> list[Qid]:
         reply = await self.link.finish(self.op, call)
         assert isinstance(reply, Rwalk)
         if len(reply.qids) == call.count:
-            self.at = self.fid
+            self.made = True
         return reply.qids
 
     async def _reason(self, step: list[str], n: int) -> bool:
@@ -112,7 +117,7 @@ class _Walk:
         """
         for part in (step[:n], step[n : n + 1]):
             if part:
-                qids = await self._walked(self.link.start(self.op, Twalk, self.at, self.fid, part))
+                qids = await self._walked(self._start(part))
                 if self._stopped_at_link(qids):
                     return False
                 if len(qids) < len(part):
@@ -122,7 +127,7 @@ class _Walk:
         return True
 
     def _stopped_at_link(self, qids: list[Qid]) -> bool:
-        if self.words.links:
+        if self.link.words.links:
             for i, qid in enumerate(qids):
                 if qid.type & QTSYMLINK and (self.follow or self.done + i + 1 < len(self.names)):
                     self.done += i + 1
@@ -133,11 +138,11 @@ class _Walk:
         """The names that lead past the symbolic link at names[done - 1]."""
         self.drop()
         to_link, behind = self.names[: self.done], self.names[self.done :]
-        walk = _Walk(self.link, self.words, self.op, to_link, follow=False)
+        walk = _Walk(self.link, self.op, to_link, follow=False)
         try:
             if not await walk.run(()):
                 return await walk.resolve()  # the tree changed meanwhile
-            target = await self.words.readlink(self.op, walk.fid)
+            target = await self.link.words.readlink(self.op, walk.fid)
         finally:
             walk.drop()
         before = [] if target.startswith("/") else to_link[:-1]
@@ -153,7 +158,7 @@ class _Walk:
             try:
                 replies.append(await link.finish(op, call))
             except OSError as e:
-                if not early or e.errno != errno.EBADF:
+                if not early or e.errno not in (errno.EBADF, errno.EIO):
                     raise
                 replies.append(await link.ask(op, cls, self.fid, *fields))
         return replies
@@ -167,6 +172,6 @@ class _Walk:
         """Give up what was reached."""
         for call in self.ahead:
             self.link.abandon(call)
-        if self.at == self.fid:
+        if self.made:
             self.link.forget(self.fid)
-            self.at = self.link.root
+            self.made = False

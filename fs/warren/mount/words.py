@@ -36,7 +36,7 @@ class Range(NamedTuple):
 
 
 def lacks(link: Link, op: Op, what: str) -> NoReturn:
-    raise OSError(errno.EOPNOTSUPP, op.text(f"{link.version} has no {what}; {DOTL} has"), op.path)
+    raise op.error(errno.EOPNOTSUPP, f"{link.version} has no {what}; {DOTL} has")
 
 
 class Words:

@@ -335,7 +335,9 @@ class Client:
                 self._view[:have] = self._view[self._start : self._end]
                 self._start, self._end = 0, have
 
-    def _answer(self, call: Call, number: int, view: memoryview, at: int, size: int, settled: list[Call]) -> None:
+    def _answer(
+        self, call: Call, number: int, view: memoryview, at: int, size: int, settled: list[Call]
+    ) -> None:
         if call.type == Tversion.type:
             if self._version(call, number, view[at : at + size]):
                 settled.append(call)

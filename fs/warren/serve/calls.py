@@ -104,13 +104,11 @@ def twalk(s: Session, m: Twalk) -> Reply:
         if m.newfid != m.fid:
             new_fid(s, m.newfid, f.place)
         return s.pack.Rwalk(m.tag, [])
-    if f.handle is not None:
-        raise Refused(400, "an open fid cannot be walked", errno=9)
     place = f.place
     qids: list[Qid] = []
     for at, name in enumerate(m.names):
-        if name == "..":
-            place = place.above or place
+        if name in (".", ".."):  # diod's tools walk to both
+            place = (place.above or place) if name == ".." else place
         else:
             try:
                 found = step(s, place, name)
@@ -129,8 +127,8 @@ async def _walk_later(
     s: Session, m: Twalk, f: Fid, place: Place, at: int, qids: list[Qid], coming: Awaitable[Node]
 ) -> Frame:
     for at, name in enumerate(m.names[at:], at):  # noqa: B020  # the names that are left
-        if name == "..":
-            place = place.above or place
+        if name in (".", ".."):
+            place = (place.above or place) if name == ".." else place
         else:
             try:
                 found = coming if at == len(qids) and coming is not None else step(s, place, name)

@@ -32,7 +32,8 @@ go to a thread, and a lock that is not free parks.
 import errno
 import os
 
-from warren.servers.disk.node import Entry, Volume
+from warren.servers.disk.node import Entry
+from warren.servers.disk.volume import Volume
 from warren.tree import Node, Refused
 
 __all__ = ["Disk"]
@@ -44,7 +45,8 @@ def Disk(path: str | os.PathLike[str], *, read_only: bool = False) -> Node:
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except NotADirectoryError:
         raise NotADirectoryError(errno.ENOTDIR, "only a directory can be served", os.fspath(path)) from None
-    root = Entry(Volume(read_only), fd)
+    root = Entry(Volume(read_only, os.fstat(fd).st_dev), fd)
+    root.qid()  # the first one, which would be old when a client asks
     try:
         reached = os.path.samestat(os.fstat(fd), os.stat(f"/proc/self/fd/{fd}"))
     except OSError:

@@ -3,18 +3,18 @@
 import errno
 import functools
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Final, Protocol
 
 import trio
-
 from warren.tree import Bytes, Dirent, Handle, Maybe, Refused, absent
 from warren.tree.node import QTDIR, QTFILE, QTSYMLINK, Qid
 
 # open(2) flags as they are on the wire: those of x86, whatever this machine's are.
 ACCESS: Final = 0o3
-CREATED_HERE: Final = 0o200  # O_EXCL
+EXCL: Final = 0o200
 TRUNCATE: Final = 0o1000
 APPEND: Final = 0o2000
 DATA_SYNC: Final = 0o10000
@@ -30,7 +30,7 @@ _AT_ONCE: Final = 8192  # names read from a directory before others get a turn
 def told(e: OSError) -> OSError:
     """The same error, in our words where the system's would mislead."""
     if e.errno in (errno.EMFILE, errno.ENFILE):
-        return Refused(429, "the server has no descriptor left; clunk some fids", errno=e.errno, retry_after=1)
+        return Refused(429, "no descriptor is left; clunk some fids", errno=e.errno, retry_after=1)
     if e.errno == errno.ENOENT:
         return absent()
     return e
@@ -168,24 +168,29 @@ class OpenDirectory(Opened):
         raise Refused(400, "a directory is read by its entries", errno=errno.EISDIR)
 
     def entries(self) -> Maybe[Sequence[Dirent]]:
-        scan = os.scandir(self.fd)
+        try:
+            scan = os.scandir(self.fd)
+        except OSError as e:
+            raise told(e) from None
         found = self._some(scan)
         if len(found) < _AT_ONCE:
             scan.close()
             return found
         return self._rest(scan, found)
 
-    async def _rest(self, scan: "os._ScandirIterator[str]", found: list[Dirent]) -> Sequence[Dirent]:
-        with scan:
-            while more := self._some(scan):
+    async def _rest(
+        self, scan: AbstractContextManager[Iterator[os.DirEntry[str]]], found: list[Dirent]
+    ) -> Sequence[Dirent]:
+        with scan as names:
+            while more := self._some(names):
                 found += more
                 await trio.lowlevel.checkpoint()
         return found
 
-    def _some(self, scan: "os._ScandirIterator[str]") -> list[Dirent]:
+    def _some(self, names: Iterator[os.DirEntry[str]]) -> list[Dirent]:
         number, new = self._number, tuple.__new__
         found = []
-        for entry in islice(scan, _AT_ONCE):
+        for entry in islice(names, _AT_ONCE):
             if entry.is_symlink():
                 kind = QTSYMLINK
             else:

@@ -31,7 +31,6 @@ that would split a range into one too many is refused the same way; unlocking ev
 import errno
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from itertools import takewhile
 from typing import Final, NamedTuple, TypeAlias
 
 from warren.tree import Lock, Refused
@@ -203,7 +202,7 @@ class Locks:
             for w in self._waiting.get(todo.pop(), ()):
                 ahead = {r.owner for r in w.file.against(w.wanted)}
                 if fair:
-                    before = takewhile(lambda other, w=w: other is not w, w.file.queue)
+                    before = w.file.queue[: w.file.queue.index(w)]
                     ahead.update(b.wanted.owner for b in before if b.wanted.conflicts(w.wanted))
                 todo += ahead - found
                 found |= ahead

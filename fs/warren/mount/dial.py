@@ -1,0 +1,98 @@
+"""dial: from an address, or a stream, to the files behind it.
+
+    async with dial("tcp!127.0.0.1!5640", aname="/data") as files: ...
+    async with dial(stream) as files: ...          # any trio stream, for its life only
+
+See `address` for the forms. The session ends with the block; what it raised is raised as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+
+import trio
+from warren.mount.address import Channel, StreamChannel, connect, parse
+from warren.mount.files import Files
+from warren.p9.client import MSIZE
+
+DEADLINE = 30.0
+
+
+class dial(AbstractAsyncContextManager[Files]):
+    """A session with ADDRESS, a string or a trio stream.
+
+    `aname` chooses a tree or a place in one; `uname` is a label that a server never believes.
+    Raises ValueError for what is no address, OSError when nobody answers or the server refuses.
+    """
+
+    def __init__(
+        self,
+        address: str | trio.abc.Stream,
+        aname: str = "",
+        *,
+        uname: str | None = None,
+        deadline: float = DEADLINE,
+        msize: int = MSIZE,
+    ) -> None:
+        self._connect: Callable[[], Awaitable[Channel]]
+        if isinstance(address, str):
+            parse(address)
+            target = address
+
+            async def connect_address() -> Channel:
+                try:
+                    return await connect(target)
+                except OSError as e:
+                    # A failed look-up of a name has a number of its own, which is no errno.
+                    number = errno.EHOSTUNREACH if isinstance(e, socket.gaierror) else e.errno
+                    raise OSError(number, f"{target}: {e.strerror or e}") from e
+
+            self._connect, self._peer = connect_address, address
+        else:
+            stream = address
+
+            async def wrap() -> Channel:
+                return StreamChannel(stream)
+
+            self._connect, self._peer = wrap, type(address).__name__
+        self._redials = isinstance(address, str)
+        self._labels = (_me() if uname is None else uname, aname)
+        self._deadline, self._msize = deadline, msize
+
+    async def __aenter__(self) -> Files:
+        self._opening = trio.open_nursery()
+        self._nursery = await self._opening.__aenter__()
+        uname, aname = self._labels
+        files = Files(
+            self._nursery, self._connect, peer=self._peer, uname=uname, aname=aname,
+            deadline=self._deadline, msize=self._msize, redials=self._redials,
+        )  # fmt: skip
+        try:
+            await files.begin()
+        except BaseException:
+            await self._end()
+            raise
+        return files
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # The block's own exception is not shown to the nursery, which would wrap it in a group.
+        await self._end()
+
+    async def _end(self) -> None:
+        self._nursery.cancel_scope.cancel()
+        await self._opening.__aexit__(None, None, None)
+
+
+def _me() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())

@@ -1,0 +1,82 @@
+"""What a server may need of the world outside its tree.
+
+A server imports no transport, no client and no other server. It takes what it needs as one of these
+small protocols; the composition root hands in the real thing, a test hands in another that passes the
+same suite. If something is missing here, first ask whether a file would do: a server that wants to log
+writes to `/log` like anybody.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+import trio
+
+
+class Clock(Protocol):
+    """Time as a server may know it; tests move it by hand."""
+
+    def now(self) -> float:
+        """Seconds since the epoch, for what people read."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back, for leases and deadlines."""
+
+    async def sleep_until(self, deadline: float) -> None:
+        """Return at that monotonic time. Cancelled leaves nothing behind."""
+
+
+class Files(Protocol):
+    """Other trees, by path. A deadline applies to every call; OSError carries the server's words."""
+
+    async def read(self, path: str) -> bytes:
+        """A whole file. Cancelled has no effect on the server."""
+
+    async def write(self, path: str, data: bytes) -> int:
+        """One write, truncating what can be truncated. Cancelled: it was not done, or the flush lost the
+        race and it was."""
+
+    async def remove(self, path: str) -> None:
+        """Remove a name."""
+
+    async def mkdir(self, path: str, mode: int = 0o777) -> None:
+        """Make a directory."""
+
+
+class Dial(Protocol):
+    """Reach another tree by address."""
+
+    def __call__(self, address: str, aname: str = "") -> AbstractAsyncContextManager[Files]:
+        """Connected and attached while the block runs."""
+
+
+class Attach(Protocol):
+    """A byte channel onto this role's own export, for whoever cannot dial: a machine, a child process."""
+
+    async def __call__(self, channel: trio.abc.Stream, subject: str) -> None:
+        """Serve the channel until it closes. Cancelled lets go of everything it had."""
+
+
+class Authority(Protocol):
+    """Decisions about others, for servers that act on behalf of a caller."""
+
+    def may(self, subject: str, right: str, path: str) -> bool:
+        """Whether SUBJECT holds RIGHT at PATH, by the policy in force now."""
+
+
+class Sessions(Protocol):
+    """Who is attached, for trees that show it."""
+
+    def sessions(self) -> Iterable[Mapping[str, str]]:
+        """One mapping a session: number, subject, dialect, fids, operations."""
+
+
+class Lifecycle(Protocol):
+    """The role's own state."""
+
+    @property
+    def state(self) -> str:
+        """BOOTING, DEGRADED, ONLINE, DRAINING, QUIESCED or OFFLINE."""
+
+    async def changed(self) -> str:
+        """The next state, once there is one. Cancelled has no effect."""
