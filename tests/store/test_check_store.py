@@ -77,6 +77,53 @@ async def test_revisions_that_begin_again_at_a_reopening_are_seen(autojump_clock
         await check_store(lasting(MemoryStore, forgets="_revision"), durable=True)
 
 
+class AnswersLate(MemoryStore):
+    """As a store with an engine elsewhere: a thread before the effect and one before the answer."""
+
+    async def append(self, topic: str, data: bytes, *, expect_last: int | None = None) -> int:
+        await trio.to_thread.run_sync(int)
+        seq = await super().append(topic, data, expect_last=expect_last)
+        await trio.to_thread.run_sync(int)
+        return seq
+
+    async def append_batch(
+        self, topic: str, batch: Sequence[bytes], *, expect_last: int | None = None
+    ) -> range:
+        await trio.to_thread.run_sync(int)
+        seqs = await super().append_batch(topic, batch, expect_last=expect_last)
+        await trio.to_thread.run_sync(int)
+        return seqs
+
+    async def put(self, key: str, value: bytes, *, expect: int | None = None) -> int:
+        await trio.to_thread.run_sync(int)
+        revision = await super().put(key, value, expect=expect)
+        await trio.to_thread.run_sync(int)
+        return revision
+
+    async def delete(self, key: str, *, expect: int | None = None) -> int:
+        await trio.to_thread.run_sync(int)
+        revision = await super().delete(key, expect=expect)
+        await trio.to_thread.run_sync(int)
+        return revision
+
+    async def get(self, key: str) -> Entry:
+        await trio.to_thread.run_sync(int)
+        return await super().get(key)
+
+    async def first_after(self, topic: str, seq: int) -> Record:
+        record = await super().first_after(topic, seq)
+        await trio.to_thread.run_sync(int)
+        return record
+
+
+async def test_a_store_that_works_in_threads_is_not_accused() -> None:
+    await check_store(AnswersLate)
+
+
+def test_a_store_that_works_in_threads_agrees_with_the_model() -> None:
+    check_store_model(AnswersLate, examples=30)
+
+
 def test_any_sequence_of_calls_agrees_with_the_model() -> None:
     check_store_model(MemoryStore, examples=150, clock=clock)
 

@@ -8,9 +8,10 @@
             await reader.expect(b"kind=fire")
 
 In the guest `address(n)` port 564 is 127.0.0.1:`ports[n]` here, and there is
-no other way out.  The servers need not run before something is mounted.  QEMU's own `guestfwd` to a TCP address would connect once, when
-the machine starts; a command is run for each of the guest's connections
-instead, and ours (`probe relay`) dials the server anew.
+no other way out.  The servers need not run before something is mounted:
+QEMU's own `guestfwd` to a TCP address would connect once, when the machine
+starts, so a command is run for each of the guest's connections instead, and
+ours (`probe relay`) dials the server anew.
 
 Scripts run at the same time as each other and as the host: each is a job of
 the guest's first process, agent.c, whose frames are read here.  Everything
@@ -165,8 +166,9 @@ class Guest:
                 self._dead = True
                 self.check_alive()
 
-    def console(self, size: int = 2000) -> str:
-        return self._console.read_bytes()[-size:].decode(errors="replace")
+    def console(self) -> str:
+        """The last of what its kernel, its agent and QEMU said."""
+        return _tail(self._console)
 
     def check_alive(self) -> None:
         if self._dead:
@@ -260,8 +262,7 @@ async def _hello(stream: trio.SocketStream, console: Path) -> str:
         except (trio.BrokenResourceError, EOFError):
             pass
     if kind != _HELLO:
-        said = console.read_bytes()[-4000:].decode(errors="replace")
-        raise GuestDied(f"the guest did not come up within {BOOT_LIMIT} s\n{said}")
+        raise GuestDied(f"the guest did not come up within {BOOT_LIMIT} s\n{_tail(console)}")
     return body.decode()
 
 
@@ -288,3 +289,7 @@ async def _end(process: trio.Process) -> None:
             return
         os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
+
+
+def _tail(console: Path) -> str:
+    return console.read_bytes()[-4000:].decode(errors="replace")

@@ -41,7 +41,7 @@ def probe() -> Path:
         key.update(source.read_bytes())
 
     def build(into: Path) -> None:
-        command = [compiler, *flags, "-o", into / "probe", *_SOURCES]
+        command = [compiler, *flags, "-o", str(into / "probe"), *map(str, _SOURCES)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         if done.returncode:
             raise RuntimeError(f"{compiler} refused the guest's first process:\n{done.stderr}")

@@ -16,11 +16,12 @@
  *     probe orphan PATH
  *                     writes and reads a file that it has unlinked
  *     probe openread PATH COUNT TIMES [nonblock]
- *                     TIMES read(2) calls of COUNT bytes: a line `N bytes`,
- *                     then the bytes, for each
+ *                     a line `open`; then, for each of TIMES read(2) calls of
+ *                     COUNT bytes, a line `N bytes` and the bytes
  *     probe mmapread PATH
  *                     the file's bytes by way of a private mapping
- *     probe pwrite PATH OFFSET TEXT
+ *     probe pwrite PATH OFFSET TEXT       probe fsync PATH
+ *     probe settime PATH SECONDS NANOSECONDS
  *     probe readdir PATH
  *                     how many names, and how many of them differ
  *
@@ -166,13 +167,13 @@ static int orphan(int argc, char **argv)
 	int fd = open(argv[0], O_RDWR | O_CREAT | O_EXCL, 0644);
 
 	(void)argc;
-	if (fd < 0 || unlink(argv[0]) < 0)
+	if (fd < 0 || unlink(argv[0]) < 0 || access(argv[0], F_OK) == 0)
 		return failed();
-	if (access(argv[0], F_OK) == 0) {
-		errno = EEXIST;
+	if (pwrite(fd, "ghost", 5, 0) != 5 || pread(fd, back, 5, 0) != 5)
 		return failed();
-	}
-	if (pwrite(fd, "ghost", 5, 0) != 5 || pread(fd, back, 5, 0) != 5 || fstat(fd, &st) < 0)
+	puts("written and read");
+	fflush(stdout);
+	if (fstat(fd, &st) < 0)
 		return failed();
 	printf("%s %lld\n", back, (long long)st.st_size);
 	return close(fd) < 0 ? failed() : 0;
@@ -187,6 +188,8 @@ static int openread(int argc, char **argv)
 
 	if (fd < 0 || !bytes)
 		return failed();
+	puts("open");
+	fflush(stdout);
 	for (int i = atoi(argv[2]); i > 0; i--) {
 		ssize_t n = read(fd, bytes, count);
 		if (n < 0)
@@ -221,6 +224,22 @@ static int pwrite_(int argc, char **argv)
 	if (fd < 0 || pwrite(fd, argv[2], length, atoll(argv[1])) != (ssize_t)length)
 		return failed();
 	return close(fd) < 0 ? failed() : 0;
+}
+
+static int fsync_(int argc, char **argv)
+{
+	int fd = open(argv[0], O_RDWR);
+
+	(void)argc;
+	return fd < 0 || fsync(fd) < 0 ? failed() : 0;
+}
+
+static int settime(int argc, char **argv)
+{
+	struct timespec times[2] = { { .tv_nsec = UTIME_OMIT }, { .tv_sec = atoll(argv[1]), .tv_nsec = atol(argv[2]) } };
+
+	(void)argc;
+	return utimensat(AT_FDCWD, argv[0], times, 0) < 0 ? failed() : 0;
 }
 
 static int by_name(const void *a, const void *b)
@@ -298,7 +317,8 @@ static const struct {
 	{ "removexattr", 2, removexattr_ }, { "lock", 4, lock },	  { "locktwice", 1, locktwice },
 	{ "rename2", 3, rename2 },	    { "orphan", 1, orphan },	  { "openread", 3, openread },
 	{ "mmapread", 1, mmapread },	    { "pwrite", 3, pwrite_ },	  { "readdir", 1, readdir_ },
-	{ "getlock", 3, getlock },	    { "relay", 1, relay },
+	{ "getlock", 3, getlock },	    { "fsync", 1, fsync_ },	  { "settime", 3, settime },
+	{ "relay", 1, relay },
 };
 
 int main(int argc, char **argv)

@@ -1,7 +1,10 @@
 """Servers on this host for a guest to mount, each on a port of its own on loopback.
 
-    async with warren("disk", str(directory), "--allow", "any read /**") as port: …
-    async with diod(directory) as port: …
+    async with served(Disk(directory), ["allow any read /**"]) as here: … here.port
+    async with diod(directory, log) as port: …
+
+`served` is an Export in this very process, so a case can reach behind it: do
+what makes an event, or see what is parked.
 
 diod is an independent server that the same kernels have long mounted: what
 fails against it too is the case's fault, or a limit of diod's that
@@ -12,24 +15,34 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
+from warren.auth.rights import Policy
+from warren.serve.export import Export
+from warren.serve.listen import listening
+from warren.traces.audit import AuditMemory
+from warren.traces.ring import TraceRing
+from warren.tree import Node
 
 START_LIMIT = 20.0
 
 
+@dataclass(frozen=True)
+class Served:
+    export: Export
+    port: int
+
+
 @asynccontextmanager
-async def warren(*arguments: str) -> AsyncIterator[int]:
-    """`warren serve …` in a process of its own; yields its port."""
-    port = free_port()
-    command = [sys.executable, "-c", "import sys; from warren.shell.main import main; sys.exit(main())"]
-    command += ["serve", *arguments, "--listen", f"tcp!127.0.0.1!{port}"]
-    async with _running(command, port):
-        yield port
+async def served(root: Node, rows: Iterable[str]) -> AsyncIterator[Served]:
+    """An export of `root` to whoever `rows` allow."""
+    export = Export(root, Policy.parse(rows), AuditMemory(), TraceRing())
+    async with listening(export, ["tcp!127.0.0.1!0"]) as (address,):
+        yield Served(export, int(address.rpartition("!")[2]))
 
 
 @asynccontextmanager
@@ -70,7 +83,7 @@ async def _listening(process: trio.Process, port: int) -> None:
     with trio.fail_after(START_LIMIT):
         while True:
             if process.poll() is not None:
-                raise RuntimeError(f"{process.args} ended with status {process.returncode}")
+                raise RuntimeError(f"{process.args!r} ended with status {process.returncode}")
             try:
                 stream = await trio.open_tcp_stream("127.0.0.1", port)
             except OSError:

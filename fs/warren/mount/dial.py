@@ -12,14 +12,14 @@ import errno
 import os
 import pwd
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
 import trio
 from warren.mount.address import Channel, StreamChannel, connect, parse
 from warren.mount.files import Files
-from warren.p9.client import MSIZE
+from warren.p9.client import MSIZE, VERSIONS
 
 DEADLINE = 30.0
 
@@ -27,7 +27,8 @@ DEADLINE = 30.0
 class dial(AbstractAsyncContextManager[Files]):
     """A session with ADDRESS, a string or a trio stream.
 
-    `aname` chooses a tree or a place in one; `uname` is a label that a server never believes.
+    `aname` chooses a tree or a place in one; `uname` is a label that a server never believes; `versions`
+    are offered in turn until the server knows one.
     Raises ValueError for what is no address, OSError when nobody answers or the server refuses.
     """
 
@@ -39,6 +40,7 @@ class dial(AbstractAsyncContextManager[Files]):
         uname: str | None = None,
         deadline: float = DEADLINE,
         msize: int = MSIZE,
+        versions: Sequence[str] = VERSIONS,
     ) -> None:
         self._connect: Callable[[], Awaitable[Channel]]
         if isinstance(address, str):
@@ -63,7 +65,7 @@ class dial(AbstractAsyncContextManager[Files]):
             self._connect, self._peer = wrap, type(address).__name__
         self._redials = isinstance(address, str)
         self._labels = (_me() if uname is None else uname, aname)
-        self._deadline, self._msize = deadline, msize
+        self._deadline, self._msize, self._versions = deadline, msize, versions
 
     async def __aenter__(self) -> Files:
         self._opening = trio.open_nursery()
@@ -71,7 +73,7 @@ class dial(AbstractAsyncContextManager[Files]):
         uname, aname = self._labels
         files = Files(
             self._nursery, self._connect, peer=self._peer, uname=uname, aname=aname,
-            deadline=self._deadline, msize=self._msize, redials=self._redials,
+            deadline=self._deadline, msize=self._msize, versions=self._versions, redials=self._redials,
         )  # fmt: skip
         try:
             await files.begin()

@@ -25,7 +25,7 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import trio
@@ -62,6 +62,7 @@ class Files:
         aname: str,
         deadline: float,
         msize: int,
+        versions: Sequence[str],
         redials: bool,
     ) -> None:
         self.peer = peer
@@ -69,7 +70,8 @@ class Files:
         self.redials = redials
         self._nursery = nursery
         self._connect = connect
-        self._uname, self._aname, self._msize = uname, aname, msize
+        self._uname, self._aname = uname, aname
+        self._msize, self._versions = msize, versions
         self._link: Link | None = None
         self._dialling = trio.Lock()
         self._failures = 0
@@ -117,7 +119,7 @@ class Files:
     async def attach(self, op: Op) -> Link:
         """Dial once and attach. Raises OSError."""
         channel = await self._connect()
-        link = Link(channel, self.peer, self._msize)
+        link = Link(channel, self.peer, self._msize, self._versions)
         self._nursery.start_soon(link.run)
         try:
             await link.hello(op, self._uname, self._aname)
@@ -347,15 +349,15 @@ class Files:
         truncate: bool = True,
         append: bool = False,
         mode: int = 0o666,
-    ) -> None:
-        """Open, write all of DATA, close. The close is part of it: it may be what commits.
+    ) -> int:
+        """Open, write all of DATA, close. Returns its size. The close counts: it may be what commits.
 
         Cancelled may leave the file truncated, or with some of DATA if that is more than one message.
         """
         flags = os.O_WRONLY | (os.O_CREAT if create else 0)
         flags |= os.O_APPEND if append else os.O_TRUNC if truncate else 0
         async with await self.open(path, flags, mode) as file:
-            await file.write(data)
+            return await file.write(data)
 
     @staticmethod
     def _parent(op: Op, path: str | None = None) -> tuple[str, str]:

@@ -24,12 +24,13 @@ from __future__ import annotations
 import errno
 import math
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
 from warren.mount.address import Channel, rest
 from warren.mount.errors import refusal
-from warren.p9.client import MSIZE, Call, Client, State
+from warren.p9.client import MSIZE, VERSIONS, Call, Client, State
 from warren.p9.codec import BadFrame, BadValue
 from warren.p9.fields import NOFID, Qid
 from warren.p9.messages import WARREN, Message, Rattach, Rversion, Tclunk
@@ -68,9 +69,11 @@ class Link:
 
     words: Words
 
-    def __init__(self, channel: Channel, peer: str, msize: int = MSIZE) -> None:
+    def __init__(
+        self, channel: Channel, peer: str, msize: int = MSIZE, versions: Sequence[str] = VERSIONS
+    ) -> None:
         self.peer = peer
-        self.half = Client(msize)
+        self.half = Client(msize, versions)
         self.root = NOFID
         self.root_qid = Qid(0, 0, 0)
         self.why = ""  # why it is lost, once it is

@@ -21,6 +21,7 @@ from warren.p9.fields import MAXWELEM, NOFID, QTSYMLINK, Qid
 from warren.p9.messages import Message, Rwalk, Twalk
 
 _MAXLINKS = 40
+_PATIENCE = 4  # rounds more than there are names, for a tree that changes under a walk
 
 
 class Reached(NamedTuple):
@@ -80,7 +81,11 @@ class _Walk:
         """Walk all names; False if a symbolic link lies at names[done - 1]."""
         link, names = self.link, self.names
         whole = len(names) <= MAXWELEM
+        rounds = 0
         while self.done < len(names) or not self.made:
+            rounds += 1
+            if rounds > len(names) + _PATIENCE:
+                raise self.op.error(errno.EPROTO, "the walk comes to no end")
             step = names[self.done : self.done + MAXWELEM]
             call = self._start(step)
             if whole and link.in_order:
@@ -158,7 +163,7 @@ class _Walk:
             try:
                 replies.append(await link.finish(op, call))
             except OSError as e:
-                if not early or e.errno not in (errno.EBADF, errno.EIO):
+                if not early or e.errno != errno.EBADF:
                     raise
                 replies.append(await link.ask(op, cls, self.fid, *fields))
         return replies

@@ -64,6 +64,7 @@ from warren.p9.messages import (
 )
 
 MSIZE: Final = 1 << 20
+VERSIONS: Final = (WARREN, DOTL, PLAIN)  # the best first
 MIN_MSIZE: Final = 256
 LENT: Final = 16 * 1024  # payloads from this size on are views
 _SMALL: Final = 16 * 1024
@@ -148,7 +149,7 @@ class Numbers:
 class Client:
     """One session, from Tversion to the end of its connection."""
 
-    def __init__(self, msize: int = MSIZE, offers: Sequence[str] = (WARREN, DOTL, PLAIN)) -> None:
+    def __init__(self, msize: int = MSIZE, offers: Sequence[str] = VERSIONS) -> None:
         self.msize = msize
         self.version = ""  # once it is settled
         self.codec: Dialect = dialect(PLAIN)
@@ -430,4 +431,4 @@ class Client:
         self._tags.give(call.tag)
 
 
-__all__ = ["LENT", "MSIZE", "Call", "Client", "Numbers", "State"]
+__all__ = ["LENT", "MSIZE", "VERSIONS", "Call", "Client", "Numbers", "State"]

@@ -27,7 +27,7 @@ view of such a buffer and is valid only until the next request is taken from the
 from collections.abc import Iterator
 from typing import Final, Protocol, TypeAlias
 
-from warren.p9.codec import HEADER, MINFRAME, BadFrame, Dialect, dialect, settle
+from warren.p9.codec import HEADER, MINFRAME, BadFrame, Dialect, Parse, dialect, settle
 from warren.p9.fields import NOTAG
 from warren.p9.messages import PLAIN, WARREN, Message, Rerror, Rflush, Rlerror, Rversion, Tflush, Tversion
 
@@ -46,6 +46,15 @@ class Buffers(Protocol):
 
     def give(self, buffer: bytearray) -> None:
         """It is not used any more."""
+
+
+class _Unversioned(dict[int, Parse]):
+    """Before the version exchange there is one message."""
+
+    def __missing__(self, kind: int) -> Parse:
+        if kind != _TVERSION:
+            raise BadFrame("the first message must be Tversion")
+        return dialect(PLAIN).parsers[kind]
 
 
 class Pending:
@@ -71,7 +80,7 @@ class Server:
         self.outstanding: dict[int, Pending] = {}
         self.out: list[Buffer] = []
         self._buffers = buffers
-        self._parsers = dialect(PLAIN).parsers
+        self._parsers: dict[int, Parse] = _Unversioned()
         self._part: bytearray | None = None
         self._have = 0
         self._want = 0
@@ -90,33 +99,27 @@ class Server:
             part, self._part = self._part, None
             size, kind, tag = unpack(part)
             whole = memoryview(part)
-            yield self._parse(kind, tag, whole, size)
+            if tag in outstanding:
+                self._taken(kind, tag)
+            yield self._parsers[kind](tag, whole, MINFRAME, size)
             whole.release()
             self._buffers.give(part)
-        parsers = self._parsers
         while end - pos >= MINFRAME:
             size, kind, tag = unpack(view, pos)
             if size > self.msize or size < MINFRAME:
                 raise BadFrame(f"frame of {size} bytes, msize is {self.msize}")
             if size > end - pos:
                 break
-            if tag in outstanding or self.dialect is None or kind == _TVERSION:
-                yield self._parse(kind, tag, view[pos : pos + size], size)
-                parsers = self._parsers
-            else:
-                yield parsers[kind](tag, view, pos + MINFRAME, pos + size)
+            if outstanding and tag in outstanding:
+                self._taken(kind, tag)
+            yield self._parsers[kind](tag, view, pos + MINFRAME, pos + size)
             pos += size
         if pos < end:
             self._keep(view[pos:])
 
-    def _parse(self, kind: int, tag: int, frame: memoryview, size: int) -> Message:
-        if tag in self.outstanding and kind != _TVERSION:
+    def _taken(self, kind: int, tag: int) -> None:
+        if kind != _TVERSION:
             raise BadFrame(f"tag {tag} is still in use")
-        if self.dialect is None and kind != _TVERSION:
-            raise BadFrame("the first message must be Tversion")
-        if (kind == _TVERSION) != (tag == NOTAG):
-            raise BadFrame(f"tag {tag} does not belong on message type {kind}")
-        return self._parsers[kind](tag, frame, MINFRAME, size)
 
     def _keep(self, rest: memoryview) -> None:
         """Hold back the beginning of a frame until the rest arrives."""
@@ -219,7 +222,7 @@ class Server:
         name = settle(m.version) if m.msize >= MIN_MSIZE else "unknown"
         self.dialect = None if name == "unknown" else dialect(name)
         self.msize = min(m.msize, self.max_msize) if self.dialect else _FIRST_FRAME
-        self._parsers = (self.dialect or dialect(PLAIN)).parsers
+        self._parsers = self.dialect.parsers if self.dialect else _Unversioned()
         self.out.append(dialect(PLAIN).packer(Rversion)(NOTAG, max(self.msize, MIN_MSIZE), name))
         return aborted
 

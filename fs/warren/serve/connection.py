@@ -104,10 +104,10 @@ class Connection:
             done += 1
             if reply.__class__ is bytes:
                 out(reply)
-                note((now, number, cls.__name__, session.at, 0))
+                note((now, number, cls, session.at, 0))
             elif reply.__class__ is list:
                 half.out += reply
-                note((now, number, cls.__name__, session.at, 0))
+                note((now, number, cls, session.at, 0))
             else:
                 self._park(m, reply)  # type: ignore[arg-type]
         session.operations += done

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from warren.auth.rights import Allowed
-from warren.tree import Dirent, Handle, Node
+from warren.tree import Attr, Dirent, Handle, Node
 
 if TYPE_CHECKING:
     from warren.serve.connection import Parked
@@ -39,8 +39,8 @@ class Fid:
     """What a client's number stands for, and what was decided about it."""
 
     __slots__ = (
-        "allowed", "flags", "handle", "listing", "locked", "moved", "node", "on_clunk", "pages", "parked",
-        "place", "reads", "seq", "told", "writes",
+        "allowed", "attr", "flags", "handle", "listing", "locked", "moved", "node", "on_clunk", "packed", "pages",
+        "parked", "place", "reads", "seq", "told", "writes",
     )  # fmt: skip
 
     def __init__(self, place: Place, allowed: Allowed, seq: int) -> None:
@@ -49,6 +49,8 @@ class Fid:
         self.allowed = allowed
         self.seq = seq  # the policy's number when `allowed` was decided
         self.handle: Handle | None = None
+        self.attr: Attr | None = None  # as it was last packed
+        self.packed = b""
         self.reads = self.writes = False
         self.flags = 0
         self.moved = 0  # bytes written, for the audit's record at clunk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import struct
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -28,6 +29,7 @@ from warren.tree import NOW, Attr, Bytes, Changes, Dirent, Handle, Lock, Maybe, 
 from warren.tree.errors import absent
 
 T = TypeVar("T")
+_HEAD = struct.Struct("<IBHQ")
 _BASIC = 0x7FF  # every field of stat(2)
 _MODE, _UID, _GID, _SIZE, _ATIME, _MTIME, _CTIME, _ATIME_SET, _MTIME_SET = (1 << n for n in range(9))
 _REMOVEDIR = 0x200
@@ -44,7 +46,10 @@ def tgetattr(s: Session, m: p9.Tgetattr) -> Reply:
     s.at = f.place.path
     attr = f.node.attr()
     if attr.__class__ is Attr:
-        return s.pack.Rgetattr(m.tag, m.mask & _BASIC, *attr)
+        # A node that answers with the same object has not changed, and neither has what we packed of it.
+        if attr is not f.attr:
+            f.attr, f.packed = attr, s.pack.Rgetattr(0, 0, *attr)[_HEAD.size :]
+        return _HEAD.pack(_HEAD.size + len(f.packed), 25, m.tag, m.mask & _BASIC) + f.packed
     return _getattr_later(s, m, attr)  # type: ignore[arg-type]
 
 

@@ -186,7 +186,7 @@ class Session:
 
     def trace_ok(self, m: Message, path: str) -> None:
         """Record a success that took a task; the batch loop records the others itself."""
-        self.export.trace.recent.append((time.time(), self.number, type(m).__name__, path, 0))
+        self.export.trace.recent.append((time.time(), self.number, type(m), path, 0))
 
     # Ending
 

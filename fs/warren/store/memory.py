@@ -10,7 +10,7 @@ the newest `tombstones` are remembered for watches.
 No method has a checkpoint after its effect, so here Cancelled always means "not done".
 
 The module is long because logs and values stand in it together: they share one budget,
-one lock-free moment in which each effect happens, and one `aclose` that wakes all who wait.
+and one `aclose` wakes all who wait.
 """
 
 from bisect import bisect_right

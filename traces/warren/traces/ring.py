@@ -1,7 +1,7 @@
 """The trace ring: the newest operations and every recent error, in memory.
 
-An entry of a success is the bare tuple the session hands over; it becomes text only when somebody
-looks. Errors are kept in a ring of their own, so that a busy second of successes cannot push out
+An entry of a success is the bare tuple the session hands over (time, session, the message's class,
+path, 0); it becomes text only when somebody looks. Errors are kept in a ring of their own, so that a busy second of successes cannot push out
 the failure one is looking for. Both are bounded; `lost` counts what was overwritten.
 """
 
@@ -30,7 +30,7 @@ class TraceRing:
     """Successes and errors, each in a ring of its own."""
 
     def __init__(self, depth: int = 4096, errors: int = 4096) -> None:
-        self.recent: deque[tuple[float, int, str, str, int]] = deque(maxlen=depth)
+        self.recent: deque[tuple[float, int, type, str, int]] = deque(maxlen=depth)
         self.errors: deque[Entry] = deque(maxlen=errors)
         self.failed = 0
 
@@ -41,7 +41,7 @@ class TraceRing:
 
     def entries(self) -> list[Entry]:
         """Everything kept, in order of time."""
-        return sorted([Entry(*e) for e in self.recent] + list(self.errors))
+        return sorted([Entry(t, s, op.__name__, p, c) for t, s, op, p, c in self.recent] + list(self.errors))
 
     def find(self, trace: int) -> Entry | None:
         """The error with that trace id, if it is still kept."""

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import trio
@@ -103,7 +104,7 @@ def check_store_model(
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(st.lists(st.lists(any_step, max_size=10), max_size=10).map(lambda parts: sum(parts, [])))
+    @given(st.lists(st.lists(any_step, max_size=10), max_size=10).map(lambda parts: [*chain(*parts)]))
     def run(sequence: list[Step]) -> None:
         trio.run(play, sequence, clock=clock() if clock else None)
 
