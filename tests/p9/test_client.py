@@ -39,6 +39,7 @@ from warren.p9.messages import (
 )
 
 QID = Qid(0, 1, 2)
+ROOT = 99  # a fid that the numbers given out here do not reach
 
 Feed = Callable[[Client, bytes], list[Call]]
 
@@ -248,8 +249,8 @@ def test_an_idle_session_keeps_a_small_buffer() -> None:
     assert len(half.space()) <= LENT
 
 
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 3 * LENT), min_size=1, max_size=12), st.data())
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 2 * LENT), min_size=1, max_size=6), st.data())
 def test_replies_cut_anywhere_are_the_same(sizes: list[int], data: st.DataObject) -> None:
     half = begun()
     calls = [half.request(Tread, 1, 0, size) for size in sizes]
@@ -258,7 +259,7 @@ def test_replies_cut_anywhere_are_the_same(sizes: list[int], data: st.DataObject
     settled = []
     while stream:
         space = half.space()
-        n = data.draw(st.integers(1, min(len(space), len(stream))))
+        n = min(data.draw(st.integers(1, 50_000)), len(space), len(stream))
         space[:n] = stream[:n]
         settled += half.received(n)
         stream = stream[n:]
@@ -344,7 +345,7 @@ def test_a_remove_frees_the_fid_even_when_refused() -> None:
 def test_a_walk_that_failed_or_fell_short_frees_its_fid(answer: Message) -> None:
     half = begun()
     fid = half.fids.take()
-    call = half.request(Twalk, 0, fid, ["a", "b"])
+    call = half.request(Twalk, ROOT, fid, ["a", "b"])
     assert half.fids.take() != fid
     at_once(half, reply(half, call, answer))
     assert not call.makes
@@ -354,7 +355,7 @@ def test_a_walk_that_failed_or_fell_short_frees_its_fid(answer: Message) -> None
 def test_a_walk_that_succeeded_keeps_it() -> None:
     half = begun()
     fid = half.fids.take()
-    call = half.request(Twalk, 0, fid, ["a", "b"])
+    call = half.request(Twalk, ROOT, fid, ["a", "b"])
     at_once(half, reply(half, call, Rwalk([QID, QID])))
     assert call.makes
     assert half.fids.take() != fid
@@ -372,11 +373,11 @@ def test_a_flushed_walk_or_attribute_frees_its_fid() -> None:
     for cls, last in ((Twalk, ["a"]), (Txattrwalk, "user.a")):
         half = begun()
         fid = half.fids.take()
-        call = half.request(cls, 0, fid, last)
+        call = half.request(cls, ROOT, fid, last)
         half.flush(call)
         at_once(half, reply(half, sent(half)[1].tag, Rflush()))
         assert half.fids.take() == fid
-    call = half.request(Txattrwalk, 0, fid, "user.b")
+    call = half.request(Txattrwalk, ROOT, fid, "user.b")
     at_once(half, reply(half, call, Rxattrwalk(4)))
     assert half.fids.take() != fid
 
@@ -385,7 +386,7 @@ def test_a_flushed_walk_or_attribute_frees_its_fid() -> None:
 def test_a_fid_waits_for_all_that_was_sent_in_the_belief_of_it(order: tuple[int, ...]) -> None:
     half = begun()
     fid = half.fids.take()
-    walk = half.request(Twalk, 0, fid, ["a"])
+    walk = half.request(Twalk, ROOT, fid, ["a"])
     calls = [
         walk,
         half.request(Tgetattr, fid, 1, after=walk),
@@ -423,10 +424,6 @@ def _a_request(half: Client) -> tuple[Call, Message]:
     return half.request(Tclunk, 1), Tclunk(1)
 
 
-def _plain_error(half: Client) -> tuple[Call, Message]:
-    return half.request(Tclunk, 1), Rlerror(5, "")
-
-
 def _refused_flush(half: Client) -> tuple[Call, Message]:
     half.flush(half.request(Tread, 0, 0, 3))
     return half.calls[1], Rlerror(5, "")
@@ -461,7 +458,7 @@ def _frames() -> Iterator[Any]:
     yield pytest.param(b"\x09\0\0\0" + bytes([Rread.type]) + b"\0\0\0\0", id="truncated")
 
 
-@pytest.mark.parametrize("frame", _frames())
+@pytest.mark.parametrize("frame", list(_frames()))
 def test_what_is_no_reply_ends_the_session(feed: Feed, frame: bytes) -> None:
     half = begun()
     half.request(Tclunk, 1)

@@ -251,22 +251,26 @@ def test_the_number_of_ranges_is_bounded() -> None:
     assert locks.empty()
 
 
-def test_the_number_of_waiters_is_bounded_and_a_grant_may_find_no_room() -> None:
+def test_the_number_of_waiters_is_bounded() -> None:
     locks = Locks()
-    told: list[tuple[int, Refused | None]] = []
     assert locks.take(KEY, lock(0, 0, 1))
     for n in range(MAX_WAITERS):
-        locks.enqueue(KEY, lock(n + 1, 0, 1), lambda refusal, n=n: told.append((n, refusal)))  # type: ignore[misc]
+        locks.enqueue(KEY, lock(n + 1, 0, 1), lambda refusal: None)
     with pytest.raises(Refused) as caught:
         locks.enqueue(KEY, lock(999, 0, 1), lambda refusal: None)
-    assert caught.value.errno == errno.ENOLCK
+    assert (caught.value.errno, caught.value.code) == (errno.ENOLCK, 429)
 
-    for n in range(MAX_RANGES - 1):
-        assert locks.take(KEY, lock(2000, 3 * n + 3, 2))
+
+def test_a_waiter_whose_turn_finds_no_room_is_told() -> None:
+    locks = Locks()
+    told: list[Refused | None] = []
     assert locks.take(KEY, lock(0, 0, 1))
-    locks.release(KEY, lock(0, 0, 0))
-    assert told == [(0, None)], "the room that the holder gave up was enough for one"
-    assert locks.take(KEY, lock(2000, 1, 1)) is False or told
+    locks.enqueue(KEY, lock(1, 0, 1, exclusive=False), told.append)
+    for n in range(1, MAX_RANGES):
+        assert locks.take(KEY, lock(2, 3 * n, 1))
+    assert locks.take(KEY, lock(0, 0, 1, exclusive=False)), "it makes way without giving up its room"
+    assert [refusal and refusal.errno for refusal in told] == [errno.ENOLCK]
+    assert locks.obstacle(KEY, lock(3, 0, 1)) == lock(0, 0, 1, exclusive=False)
 
 
 def test_a_reader_does_not_overtake_a_waiting_writer() -> None:

@@ -22,6 +22,7 @@
  *                     the file's bytes by way of a private mapping
  *     probe pwrite PATH OFFSET TEXT       probe fsync PATH
  *     probe settime PATH SECONDS NANOSECONDS
+ *     probe gettime PATH
  *     probe readdir PATH
  *                     how many names, and how many of them differ
  *
@@ -242,6 +243,17 @@ static int settime(int argc, char **argv)
 	return utimensat(AT_FDCWD, argv[0], times, 0) < 0 ? failed() : 0;
 }
 
+static int gettime(int argc, char **argv)
+{
+	struct stat st;
+
+	(void)argc;
+	if (stat(argv[0], &st) < 0)
+		return failed();
+	printf("%lld %09ld\n", (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
+	return 0;
+}
+
 static int by_name(const void *a, const void *b)
 {
 	return strcmp(*(char *const *)a, *(char *const *)b);
@@ -318,7 +330,7 @@ static const struct {
 	{ "rename2", 3, rename2 },	    { "orphan", 1, orphan },	  { "openread", 3, openread },
 	{ "mmapread", 1, mmapread },	    { "pwrite", 3, pwrite_ },	  { "readdir", 1, readdir_ },
 	{ "getlock", 3, getlock },	    { "fsync", 1, fsync_ },	  { "settime", 3, settime },
-	{ "relay", 1, relay },
+	{ "gettime", 1, gettime },	    { "relay", 1, relay },
 };
 
 int main(int argc, char **argv)

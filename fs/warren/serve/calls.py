@@ -150,7 +150,7 @@ async def _walk_later(
 def _walked(s: Session, m: Twalk, f: Fid, place: Place, qids: list[Qid]) -> Frame:
     new_fid(s, m.newfid, place)
     if m.newfid == m.fid:
-        s.release(f)
+        s.release(f, "clunked")
     return s.pack.Rwalk(m.tag, qids)
 
 
@@ -322,7 +322,7 @@ def _on_line(number: int, e: OSError) -> Refused:
 
 
 def tclunk(s: Session, m: Tclunk) -> Reply:
-    f = s.fid(m.fid) if s.fids.get(m.fid) is None else s.fids[m.fid]
+    f = s.fids.get(m.fid) or s.fid(m.fid)  # whatever was revoked, letting go is allowed
     s.at = f.place.path
     if f.on_clunk == "remove":
         return _remove(s, m.tag, m.trace, m.fid, f, s.pack.Rclunk)
@@ -340,7 +340,7 @@ async def _clunk_later(s: Session, tag: int, coming: Awaitable[None]) -> Frame:
 
 def clunk(s: Session, f: Fid) -> Awaitable[None] | None:
     """Let go of a fid that the client gave up: what it has open is closed, which may commit."""
-    for parked in f.parked or ():
+    for parked in list(f.parked or ()):
         parked.cancel("clunked")
     if f.locked is not None:
         s.unlock(f)
@@ -358,7 +358,8 @@ def clunk(s: Session, f: Fid) -> Awaitable[None] | None:
 
 
 def tremove(s: Session, m: Tremove) -> Reply:
-    f = s.fid(m.fid)
+    f = s.fids.get(m.fid) or s.fid(m.fid)
+    s.at = f.place.path
     return _remove(s, m.tag, m.trace, m.fid, f, s.pack.Rremove)
 
 
@@ -369,6 +370,8 @@ def _remove(s: Session, tag: int, trace: int, number: int, f: Fid, pack: Callabl
     try:
         if place.above is None:
             raise Refused(403, "the root of an attachment cannot be removed")
+        if f.seq != s.export.seq:
+            s.decide(f)
         s.need(f, REMOVE, "remove")
         above = place.above
         return s.effect(
@@ -386,7 +389,7 @@ def may_gain(s: Session, old: str, new: str) -> None:
         raise Refused(403, f"{new} would give you rights that you do not have at {old}")
 
 
-def rename(s: Session, trace: int, old_dir: Fid, name: str, new_dir: Fid, newname: str,
+def rename(s: Session, trace: int, old_dir: Place, name: str, new_dir: Place, newname: str,
            expect: Node | None, done: Callable[[], Frame]) -> Reply:  # fmt: skip
     """Move a name; the fids that stand there move along."""
     check_name(name)
@@ -396,7 +399,7 @@ def rename(s: Session, trace: int, old_dir: Fid, name: str, new_dir: Fid, newnam
     may_gain(s, old, new)
 
     def renamed(_: None) -> Frame:
-        s.export.moved(old, new)
+        s.export.moved(s, old, new, new_dir)
         return done()
 
     return s.effect(

@@ -27,6 +27,7 @@ from warren.traces.ring import Entry, TraceRing
 from warren.tree import Node
 
 if TYPE_CHECKING:
+    from warren.serve.fid import Place
     from warren.serve.session import Session
 
 
@@ -74,10 +75,10 @@ class Export:
         for session in list(self.sessions):
             session.policy_changed()
 
-    def moved(self, old: str, new: str) -> None:
-        """A rename succeeded: fids at or below OLD are now at or below NEW."""
+    def moved(self, by: Session, old: str, new: str, above: Place) -> None:
+        """A rename succeeded: fids at or below OLD are now at or below NEW, a name in ABOVE."""
         for session in self.sessions:
-            session.moved(old, new)
+            session.moved(old, new, above if session is by else None)
 
     def new_trace(self) -> int:
         """A trace id for an error whose request brought none."""

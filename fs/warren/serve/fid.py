@@ -39,8 +39,8 @@ class Fid:
     """What a client's number stands for, and what was decided about it."""
 
     __slots__ = (
-        "allowed", "attr", "flags", "handle", "listing", "locked", "moved", "node", "on_clunk", "packed", "pages",
-        "parked", "place", "reads", "seq", "told", "writes",
+        "allowed", "attr", "flags", "handle", "listing", "locked", "moved", "node", "on_clunk", "packed",
+        "pages", "parked", "place", "reads", "seq", "told", "writes",
     )  # fmt: skip
 
     def __init__(self, place: Place, allowed: Allowed, seq: int) -> None:

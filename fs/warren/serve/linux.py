@@ -70,7 +70,7 @@ def tlcreate(s: Session, m: p9.Tlcreate) -> Reply:
     check_name(m.name)
     if f.handle is not None:
         raise Refused(400, "the fid is open already", errno=errno.EBADF)
-    path = s.at_child(f, m.name, CREATE, "create")
+    path = s.at_child(f.place, m.name, CREATE, "create")
     _may_use(s, path, m.flags)
 
     def created(made: tuple[Node, Handle]) -> Frame:
@@ -145,7 +145,7 @@ def tmknod(s: Session, m: p9.Tmknod) -> Reply:
 def _new(s: Session, number: int, name: str) -> tuple[Fid, str]:
     f = s.fid(number)
     check_name(name)
-    return f, s.at_child(f, name, CREATE, "create")
+    return f, s.at_child(f.place, name, CREATE, "create")
 
 
 def tlink(s: Session, m: p9.Tlink) -> Reply:
@@ -161,19 +161,18 @@ def trename(s: Session, m: p9.Trename) -> Reply:
     above = f.place.above
     if above is None:
         raise Refused(403, "the root of an attachment cannot be renamed")
-    old_dir = Fid(above, s.grants.at(above.path), s.export.seq)
-    return rename(s, m.trace, old_dir, f.place.name, into, m.name, f.node, lambda: s.pack.Rrename(m.tag))
+    return rename(s, m.trace, above, f.place.name, into.place, m.name, f.node, lambda: s.pack.Rrename(m.tag))
 
 
 def trenameat(s: Session, m: p9.Trenameat) -> Reply:
-    old_dir, new_dir = s.fid(m.olddirfid), s.fid(m.newdirfid)
+    old_dir, new_dir = s.fid(m.olddirfid).place, s.fid(m.newdirfid).place
     return rename(s, m.trace, old_dir, m.oldname, new_dir, m.newname, None, lambda: s.pack.Rrenameat(m.tag))
 
 
 def tunlinkat(s: Session, m: p9.Tunlinkat) -> Reply:
     f = s.fid(m.dfid)
     check_name(m.name)
-    path = s.at_child(f, m.name, REMOVE, "remove")
+    path = s.at_child(f.place, m.name, REMOVE, "remove")
     return s.effect("remove", path, "", m.trace,
                     lambda: f.node.unlink(m.name, bool(m.flags & _REMOVEDIR)),
                     lambda _: s.pack.Runlinkat(m.tag))  # fmt: skip

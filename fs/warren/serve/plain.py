@@ -60,7 +60,7 @@ def tcreate(s: Session, m: p9.Tcreate) -> Reply:
     check_name(m.name)
     if f.handle is not None:
         raise Refused(400, "the fid is open already", errno=9)
-    path = s.at_child(f, m.name, CREATE, "create")
+    path = s.at_child(f.place, m.name, CREATE, "create")
     flags = _flags(s, m.mode, path)
     if m.perm & ~(DMDIR | 0o7777):
         raise Refused(405, "only plain files and directories can be created")
@@ -168,7 +168,7 @@ def _rename(s: Session, m: p9.Twstat, f: Fid, changes: Changes | None) -> Reply:
 
     detail = f"to {new}" + (f" {changes}" if changes else "")
     return s.effect("rename", old, detail, m.trace, act,
-                    lambda _: _moved(s, m, old, new))  # fmt: skip
+                    lambda _: _moved(s, m, f, old, new))  # fmt: skip
 
 
 async def _renamed(f: Fid, name: str, changes: Changes | None) -> bool:
@@ -193,8 +193,9 @@ async def _renamed(f: Fid, name: str, changes: Changes | None) -> bool:
     return True
 
 
-def _moved(s: Session, m: p9.Twstat, old: str, new: str) -> Frame:
-    s.export.moved(old, new)
+def _moved(s: Session, m: p9.Twstat, f: Fid, old: str, new: str) -> Frame:
+    assert f.place.above is not None
+    s.export.moved(s, old, new, f.place.above)
     return s.pack.Rwstat(m.tag)
 
 

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from warren.auth.rights import READ, WALK, Allowed
+from warren.auth.rights import READ, WALK, WRITE, Allowed
 from warren.p9.codec import BadValue
 from warren.p9.messages import Message, Twrite
 from warren.serve.fid import Fid, Place
@@ -74,28 +74,37 @@ class Session:
             raise Refused(403, "this was allowed and is no longer")
         if f.handle is not None:
             may = f.allowed.mask
-            if not f.node.is_ctl and ((f.reads and not may & READ) or (f.writes and not may & 30)):
+            if not f.node.is_ctl and ((f.reads and not may & READ) or (f.writes and not may & WRITE)):
                 raise Refused(403, "this was allowed and is no longer")
 
     def policy_changed(self) -> None:
-        """The export's policy is another one."""
+        """The export's policy is another one: what is parked and no longer allowed ends now."""
         self.grants = self.export.grants(self.subject)
         for f in self.fids.values():
-            for parked in f.parked or ():
-                parked.cancel("revoked")
+            if f.parked:
+                try:
+                    self.decide(f)
+                except Refused:
+                    for parked in list(f.parked):
+                        parked.cancel("revoked")
 
-    def moved(self, old: str, new: str) -> None:
-        """Paths at or below OLD are now at or below NEW."""
+    def moved(self, old: str, new: str, above: Place | None) -> None:
+        """Paths at or below OLD are now at or below NEW; ABOVE is the new directory if we moved it.
+
+        In another session `..` still leads to the old directory: the new one may lie above what it
+        attached to.
+        """
         seen: set[int] = set()
         for f in self.fids.values():
+            f.seq = 0  # decided anew at its next use
             place: Place | None = f.place
             while place is not None and id(place) not in seen:
                 seen.add(id(place))
                 if place.path == old:
                     place.name = new.rsplit("/", 1)[1]
+                    place.above = above or place.above
                 if place.path == old or place.path.startswith(old + "/"):
                     place.path = new + place.path[len(old) :]
-                    f.seq = 0
                 place = place.above
 
     # Rights
@@ -105,9 +114,9 @@ class Session:
         if right & ~f.allowed.mask:
             raise Refused(403, f"you may not {what} {f.place.path}")
 
-    def at_child(self, f: Fid, name: str, right: int, what: str) -> str:
-        """The path of NAME in f's directory, if the rights are held there."""
-        path = f.place.child(name)
+    def at_child(self, directory: Place, name: str, right: int, what: str) -> str:
+        """The path of NAME in a directory, if the rights are held there."""
+        path = directory.child(name)
         allowed: Allowed = self.grants.at(path)
         if not allowed.mask & WALK:
             raise absent() if what == "remove" else Refused(403, f"you may not {what} {path}")
@@ -190,10 +199,10 @@ class Session:
 
     # Ending
 
-    def release(self, f: Fid) -> None:
+    def release(self, f: Fid, cause: str = "gone") -> None:
         """The fid is gone without a clunk of its own: the same, but nothing is committed."""
-        for parked in f.parked or ():
-            parked.cancel("gone")
+        for parked in list(f.parked or ()):
+            parked.cancel(cause)
         if f.handle is not None:
             f.handle.abandon()
             self.account(f)

@@ -29,8 +29,10 @@ that would split a range into one too many is refused the same way; unlocking ev
 """
 
 import errno
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
+from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
 from warren.tree import Lock, Refused
@@ -98,11 +100,16 @@ class File:
         """What others hold that WANTED conflicts with."""
         for owner, ranges in self.held.items():
             if owner != wanted.owner:
-                yield from filter(wanted.conflicts, ranges)
+                first = bisect_right(ranges, wanted.start, key=_stop)
+                last = bisect_left(ranges, wanted.stop, key=_start)
+                yield from filter(wanted.conflicts, ranges[first:last])
+
+
+_start, _stop = attrgetter("start"), attrgetter("stop")
 
 
 def replaced(ranges: list[Range], start: int, stop: int, new: Range | None) -> list[Range]:
-    """RANGES of one owner with NEW, or a hole, from START to STOP."""
+    """RANGES of one owner with NEW, or a hole, from START to STOP; what touches in kind is merged."""
     parts = [new] if new else []
     for r in ranges:
         if r.start < start:
@@ -160,12 +167,14 @@ class Locks:
         try:
             if len(file.queue) >= MAX_WAITERS:
                 raise Refused(429, f"{MAX_WAITERS} requests wait for this file already", errno=errno.ENOLCK)
-            if wanted.owner in self._reach({r.owner for r in file.against(wanted)}, fair=False):
+            awaited = wanted.owner in self._holding or wanted.owner in self._waiting
+            if awaited and wanted.owner in self._reach({r.owner for r in file.against(wanted)}, fair=False):
                 raise Refused(409, "to wait here would be a deadlock", errno=errno.EDEADLK)
             waiter = Waiter(file, wanted, tell)
             file.queue.append(waiter)
             self._waiting.setdefault(wanted.owner, []).append(waiter)
-            self._serve_many(self._reach({wanted.owner}))
+            if awaited:
+                pass
         finally:
             self._forget(file)
         return waiter
@@ -221,16 +230,20 @@ class Locks:
             self._files.pop(file.key, None)
 
     def _put(self, file: File, owner: Owner, start: int, stop: int, new: Range | None) -> None:
-        before = file.held.get(owner, [])
-        after = replaced(before, start, stop, new)
-        grown = len(after) - len(before)
+        mine = file.held.get(owner, [])
+        first = bisect_left(mine, start, key=_stop)
+        last = bisect_right(mine, stop, key=_start)
+        parts = replaced(mine[first:last], start, stop, new)
+        grown = len(parts) - (last - first)
         if grown > 0 and file.count + grown > MAX_RANGES:
             raise Refused(429, f"more than {MAX_RANGES} ranges of this file are locked", errno=errno.ENOLCK)
         file.count += grown
-        if after:
-            file.held[owner] = after
-            self._holding[owner] += not before
-        elif before:
+        held_before = bool(mine)
+        mine[first:last] = parts
+        if mine and not held_before:
+            file.held[owner] = mine
+            self._holding[owner] += 1
+        elif held_before and not mine:
             del file.held[owner]
             self._holding[owner] -= 1
             if not self._holding[owner]:

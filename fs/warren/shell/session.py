@@ -1,0 +1,103 @@
+"""A connection for one command, and how a command ends.
+
+    converse(at, body)       dial, do BODY with the files, hang up; the exit code
+    over_paths(args, work)   WORK for every path; a refusal is reported and the next path is done
+
+Ctrl-C and a reader that left end a command where it stands: what is under way is cancelled, the
+connection closes, and the server lets go of everything that was open.
+"""
+
+from __future__ import annotations
+
+import errno
+from argparse import Namespace
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from warren.shell import address, exits, output
+from warren.shell.exits import Stopped, Usage
+
+if TYPE_CHECKING:
+    from warren.mount import Files
+
+Body = Callable[["Files"], Awaitable[int]]
+
+
+def converse(at: str | None, body: Body) -> int:
+    """Do BODY with the tree at AT; returns its exit code, or that of what ended it."""
+    import trio
+
+    return trio.run(_converse, address.chosen(at), body)
+
+
+async def _converse(at: str, body: Body) -> int:
+    import trio
+
+    code = exits.READER_LEFT
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(output.until_reader_leaves, nursery.cancel_scope)
+        try:
+            code = await _dialled(at, body)
+        except output.ReaderLeft:
+            pass
+        except OSError as e:
+            code = output.complain(e)
+        nursery.cancel_scope.cancel()
+    return code
+
+
+async def _dialled(at: str, body: Body) -> int:
+    from warren.mount import dial
+
+    try:
+        session = dial(at)
+    except ValueError as e:
+        raise Stopped(errno.EINVAL, str(e), "", "for example --at 'tcp!127.0.0.1!5640'", exits.USAGE) from None
+    try:
+        files = await session.__aenter__()
+    except OSError as e:
+        raise _unreached(e) from None
+    try:
+        return await body(files)
+    finally:
+        await session.__aexit__(None, None, None)
+
+
+def _unreached(e: OSError) -> OSError:
+    """Why no connection came about. What has a path was said by a server; the rest by the system."""
+    if e.filename is not None:
+        return e
+    at, colon, said = (e.strerror or str(e)).partition(": ")
+    code = {
+        errno.EACCES: exits.DENIED, errno.EPERM: exits.DENIED, errno.ETIMEDOUT: exits.TIMED_OUT,
+    }.get(e.errno or 0, exits.UNAVAILABLE)  # fmt: skip
+    way_out = f"start a server there, such as: warren serve demo --listen '{at}'; or say --at ADDR"
+    if code == exits.DENIED:
+        way_out = "the socket belongs to another user; say --at ADDR for one of yours"
+    return Stopped(e.errno or errno.EIO, said if colon else at, at if colon else "", way_out, code)
+
+
+def paths(args: Namespace, default: str | None = None) -> list[str]:
+    """The paths that a command was given, as its tree has them."""
+    words = args.words or ([] if default is None else [default])
+    if not words or "" in words:
+        raise Usage(f"warren {args.command}: a PATH is missing; see warren {args.command} --help")
+    return [address.from_root(word) for word in words]
+
+
+def over_paths(args: Namespace, wanted: list[str], work: Callable[[Files, str], Awaitable[None]]) -> int:
+    """WORK for each path. The exit code is the first error's; a lost connection ends it."""
+
+    async def each(files: Files) -> int:
+        code = exits.OK
+        for path in wanted:
+            try:
+                await work(files, path)
+            except OSError as e:
+                failed = output.complain(e)
+                code = code or failed
+                if failed == exits.UNAVAILABLE:
+                    break
+        return code
+
+    return converse(args.at, each)
