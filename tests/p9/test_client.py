@@ -440,6 +440,7 @@ def test_what_no_server_may_say_ends_the_session(
     call, answer = case(half)
     with pytest.raises(BadFrame):
         feed(half, reply(half, call, answer))
+    assert call in half.lost(), "whoever asked must hear of it"
 
 
 def test_an_error_of_the_other_dialect_ends_the_session() -> None:

@@ -224,6 +224,24 @@ def test_one_owner_never_conflicts_with_itself_and_can_change_its_mind() -> None
     assert locks.obstacle(KEY, lock(2, 70, 0)) == lock(1, 60, 40)
 
 
+def test_neighbours_become_one_range() -> None:
+    locks = Locks()
+    for start in (0, 2, 1):
+        assert locks.take(KEY, lock(1, start, 1))
+    assert locks.obstacle(KEY, lock(2, 0, 0)) == lock(1, 0, 3)
+
+
+def test_a_grant_that_downgrades_serves_an_earlier_waiter() -> None:
+    locks = Locks()
+    told: list[int] = []
+    assert locks.take(KEY, lock(1, 0, 2))
+    assert locks.take(KEY, lock(3, 5, 1))
+    locks.enqueue(KEY, lock(2, 0, 1, exclusive=False), lambda refusal: told.append(2))
+    locks.enqueue(KEY, lock(1, 0, 6, exclusive=False), lambda refusal: told.append(1))
+    locks.release(KEY, lock(3, 0, 0))
+    assert told == [1, 2]
+
+
 def test_length_zero_reaches_beyond_every_end() -> None:
     locks = Locks()
     assert locks.take(KEY, lock(1, 10, 0))

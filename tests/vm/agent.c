@@ -35,6 +35,7 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/utsname.h>
@@ -70,7 +71,7 @@ static void say(const char *format, ...)
 static void die(const char *what)
 {
 	say("%s: %s", what, strerror(errno));
-	sync();
+	/* Without sync(): a mount whose server is gone would hold it for ever. */
 	reboot(RB_AUTOBOOT);
 	_exit(1);
 }
@@ -182,7 +183,13 @@ static void run(uint32_t number, const char *script)
 
 	while (job < jobs + JOBS && job->pid)
 		job++;
-	if (job == jobs + JOBS || pipe2(in, O_CLOEXEC) < 0 || pipe2(out, O_CLOEXEC) < 0)
+	/*
+	 * Output comes through a socket, because sendfile(2) to a pipe, which is
+	 * busybox's cat, holds the pipe's lock while it waits for its file: with
+	 * a parked read there, our own read would hang with it.
+	 */
+	if (job == jobs + JOBS || pipe2(in, O_CLOEXEC) < 0 ||
+	    socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, out) < 0)
 		die("no room for another job");
 	pid_t pid = fork();
 	if (pid < 0)
@@ -230,8 +237,8 @@ static void reap(void)
 			if (job->pid != pid)
 				continue;
 			uint32_t code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-			/* A pipe holds 64 KiB, so the second round finds it empty or someone still writing. */
-			drain(job, 2);
+			/* Enough for what a full socket holds, and an end if someone still writes. */
+			drain(job, 1024);
 			send_frame(job->number, EXIT, &code, sizeof code);
 			if (job->out >= 0)
 				close(job->out);

@@ -40,7 +40,7 @@ from .initramfs import initramfs, probe
 from .kernel import Kernel, Unreachable, kernel
 
 BOOT_LIMIT = 90.0
-LIFETIME = 900
+LIFETIME = 300
 """Seconds until QEMU is ended from outside, whatever became of the test that started it."""
 
 _RUN, _INPUT, _CLOSE, _SIGNAL = 1, 2, 3, 4

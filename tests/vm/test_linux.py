@@ -17,7 +17,7 @@ from warren.servers.demo import Demo
 from warren.servers.disk import Disk
 
 from . import cases, words
-from .guest import Guest, guest
+from .guest import Guest, GuestDied, guest
 from .kernel import SUITES, Unreachable, kernel
 from .mounts import LINUX, PLAIN, Place, mounted, place
 from .servers import Served, diod, served
@@ -39,17 +39,21 @@ class Report:
     """How each case ended."""
 
     def __init__(self, booted: Guest) -> None:
-        self.lines = [f"Linux {booted.release}, booted in {booted.boot_seconds:.1f} s"]
         self.failures: dict[str, str] = {}
+        print(f"Linux {booted.release}, booted in {booted.boot_seconds:.1f} s")
 
     async def run(self, name: str, case: Callable[[], Awaitable[None]]) -> None:
         started = time.monotonic()
         try:
             await case()
-        except Exception:
+        except Exception as failure:
             self.failures[name] = traceback.format_exc()
-        verdict = "FAILED" if name in self.failures else "ok"
-        self.lines.append(f"{verdict:6} {time.monotonic() - started:6.2f} s  {name}")
+            # What hangs once hangs its mount and all that follows there.
+            if isinstance(failure, TimeoutError | GuestDied):
+                self.check()
+        finally:
+            verdict = "FAILED" if name in self.failures else "ok"
+            print(f"{verdict:6} {time.monotonic() - started:6.2f} s  {name}", flush=True)
 
     async def run_cases(self, at: Place, title: str, chosen: tuple[cases.Case, ...]) -> None:
         for case in chosen:
@@ -63,7 +67,6 @@ class Report:
             await self.run(f"{title}{case.__name__}", lambda case=case: case(w))  # type: ignore[misc]
 
     def check(self) -> None:
-        print("\n".join(self.lines))
         if self.failures:
             told = "\n\n".join(f"== {name}\n{text}" for name, text in self.failures.items())
             pytest.fail(told, pytrace=False)

@@ -350,8 +350,6 @@ class Client:
         if call.type == Tflush.type:
             self._flushed(call, settled)
             return
-        call.reply = reply
-        call.state = State.ANSWERED
         ok = number != refusal
         if ok and call.type in (Tread.type, Treaddir.type):
             assert isinstance(reply, Rread | Rreaddir)
@@ -370,6 +368,8 @@ class Client:
             assert isinstance(reply, Rwrite)
             if reply.count > call.count:
                 raise BadFrame(f"{reply.count} bytes were taken and {call.count} were given")
+        call.reply = reply
+        call.state = State.ANSWERED
         self._done(call, ok)
         settled.append(call)
 

@@ -79,6 +79,7 @@ class Server:
         self.generation = 0
         self.outstanding: dict[int, Pending] = {}
         self.out: list[Buffer] = []
+        self.begun = 0  # frames that came in pieces; tells a driver whether it is still the same one
         self._buffers = buffers
         self._parsers: dict[int, Parse] = _Unversioned()
         self._part: bytearray | None = None
@@ -99,11 +100,13 @@ class Server:
             part, self._part = self._part, None
             size, kind, tag = unpack(part)
             whole = memoryview(part)
-            if tag in outstanding:
-                self._taken(kind, tag)
-            yield self._parsers[kind](tag, whole, MINFRAME, size)
-            whole.release()
-            self._buffers.give(part)
+            try:
+                if tag in outstanding:
+                    self._taken(kind, tag)
+                yield self._parsers[kind](tag, whole, MINFRAME, size)
+            finally:  # also when it is no message, or the driver stops here
+                whole.release()
+                self._buffers.give(part)
         while end - pos >= MINFRAME:
             size, kind, tag = unpack(view, pos)
             if size > self.msize or size < MINFRAME:
@@ -129,6 +132,7 @@ class Server:
         self._part = self._buffers.take(self._want)
         self._part[: len(rest)] = rest
         self._have = len(rest)
+        self.begun += 1
 
     def _gather(self, view: memoryview) -> int:
         """Complete the held-back frame from VIEW as far as it goes; returns how much was used."""
@@ -216,6 +220,8 @@ class Server:
 
     def version(self, m: Tversion) -> list[Pending]:
         """A Tversion came: answer it and return the requests that it aborts."""
+        if m.tag != NOTAG:
+            raise BadFrame(f"Tversion has tag {m.tag}; it is answered without one")
         aborted = list(dict.fromkeys(self.outstanding.values()))
         self.generation += 1
         self.outstanding.clear()
@@ -232,7 +238,7 @@ class Server:
         if self.dialect.name == PLAIN:
             return self.dialect.packer(Rerror)(tag, _fit(plain, 127))
         if self.dialect.name == WARREN:
-            return self.dialect.packer(Rlerror)(tag, errno, _fit(text, 1024))
+            return self.dialect.packer(Rlerror)(tag, errno, _fit(text, min(1024, self.msize - 13)))
         return self.dialect.packer(Rlerror)(tag, errno)
 
 

@@ -9,10 +9,6 @@ What is received at a time is bounded, so no connection can keep the task; a soc
 not read is no longer read from once `unread` bytes lie in its outbox, which stalls that peer alone.
 A sweep every few seconds ends connections that leave a frame half sent, or replies unread, for longer
 than the export's `patience`.
-
-**Spinning.** A client that waits for each reply before it sends the next request answers within
-microseconds, sooner than trio's poll returns. After a batch the task therefore looks a few more times,
-without waiting, and only as long as that has been paying off.
 """
 
 from __future__ import annotations
@@ -35,7 +31,6 @@ _RECEIVE: Final = 32 << 10  # what one turn of a connection may bring; the rest 
 _IOV: Final = 512
 _JOIN: Final = 64 << 10
 _TURN: Final = 0.002  # seconds without a checkpoint
-_SPIN: Final = 24
 _SWEEP: Final = 5.0
 _READ, _WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
 
@@ -201,18 +196,10 @@ class Reactor:
         poll, peers = self.epoll.poll, self.peers
         fd = self.epoll.fileno()
         turn = time.monotonic()
-        paying = 0
         try:
             while True:
                 events = poll(0)
-                spins = _SPIN if paying > 0 else 1 if paying > -8 else 0
-                while not events and spins:
-                    spins -= 1
-                    events = poll(0)
-                    if events:
-                        paying = min(paying + 2, 16)
                 if not events:
-                    paying = max(paying - 1, -64)
                     await trio.lowlevel.wait_readable(fd)
                     turn = time.monotonic()
                     continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import IO, NoReturn
+from typing import NoReturn
 
 from warren.shell import output
 from warren.shell.exits import Usage
@@ -32,15 +32,19 @@ class Parser(argparse.ArgumentParser):
                 rows.append((", ".join(action.option_strings) + value, action.help or ""))
         return rows
 
+    def flags(self) -> list[str]:
+        """Every spelling of every option."""
+        return [flag for action in self._actions for flag in action.option_strings]
+
     def takes_value(self, option: str) -> bool:
         """Whether the word after OPTION belongs to it."""
         return any(option in a.option_strings and a.nargs != 0 for a in self._actions)
 
     def format_help(self) -> str:
-        rows = "".join(f"    {written:<18} {says}\n" for written, says in self.options())
-        return f"{self.manual.strip()}\n\nOptions:\n\n{rows}"
+        rows = [f"    {written:<15} {says}\n" for written, says in self.options()]
+        return f"{self.manual.strip()}\n\nOptions:\n\n{''.join(rows)}"
 
-    def print_help(self, file: IO[str] | None = None) -> None:
+    def print_help(self, file: object = None) -> None:
         output.put(self.format_help().encode())
 
     def error(self, message: str) -> NoReturn:

@@ -3,7 +3,7 @@
     warren ls [-l] [--at ADDR] [PATH...]
 
 Names in alphabetical order, one a line; a PATH that is no directory is listed itself. Without PATH,
-the root. -l adds mode, size and time of change in front, and where a link points behind; a dash is
+the root. -l puts mode, size and time of change in front, and where a link points behind; a dash is
 a time that the server does not know. Characters that are not printable appear as escapes.
 
 --json prints for each PATH {"path": ..., "entries": [...]}, an entry as `warren stat --json` has it.
@@ -11,6 +11,7 @@ a time that the server does not know. Characters that are not printable appear a
 
 from __future__ import annotations
 
+import os
 import shlex
 import stat
 import time
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING
 from warren.shell import exits, output
 from warren.shell.arguments import Parser, add_tree
 from warren.shell.session import over_paths, paths
+from warren.shell.stat import attributes, target
 
 if TYPE_CHECKING:
     from warren.mount import Entry, Files
 
 
 def declare(parser: Parser) -> None:
-    parser.add_argument("-l", dest="long", action="store_true", help="mode, size and time beside each name")
+    parser.add_argument("-l", dest="long", action="store_true", help="mode, size and time with each name")
     add_tree(parser)
 
 
@@ -35,20 +37,32 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         output.line(shlex.join(["ls", *(["-l"] if args.long else []), *wanted]))
         return exits.OK
-    headed = len(wanted) > 1
-    first = True
 
     async def work(files: Files, path: str) -> None:
-        nonlocal first
         it = await files.stat(path, follow=True)
-        if args.json:
-            await as_json(files, path, it)
+        rows = [f"{path}:"] if len(wanted) > 1 and it.is_dir else []
+        if it.is_dir and not args.long and not args.json:  # names are cheaper than attributes
+            _print([*rows, *sorted(e.name for e in await files.readdir(path))])
             return
-        if it.is_dir and headed:
-            output.line(f"{'' if first else ''}{path}:")
-        first = False
-        entries = sorted(await files.ls(path), key=lambda e: e.name) if it.is_dir else [it]
-        rows = [await row(files, path, e, it.is_dir, args.long) for e in entries]
-        output.put("".join(output.printable(r) + "\n" for r in rows).encode())
+        found = {os.path.join(path, e.name): e for e in await files.ls(path)} if it.is_dir else {path: it}
+        shown = sorted(found.items())
+        if args.json:
+            entries = [attributes(e, where, await target(files, where, e)) for where, e in shown]
+            output.document({"path": path, "entries": entries})
+            return
+        for where, e in shown:
+            name = e.name if it.is_dir else where
+            rows.append(_long(e, name, await target(files, where, e)) if args.long else name)
+        _print(rows)
 
     return over_paths(args, wanted, work)
+
+
+def _print(rows: list[str]) -> None:
+    output.put("".join(output.printable(row) + "\n" for row in rows).encode())
+
+
+def _long(e: Entry, name: str, to: str | None) -> str:
+    changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(e.mtime_ns // 10**9)) if e.mtime_ns else "-"
+    arrow = f" -> {to}" if to is not None else ""
+    return f"{stat.filemode(e.mode)} {e.size:>10} {changed:>16} {name}{arrow}"

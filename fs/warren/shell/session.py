@@ -52,7 +52,8 @@ async def _dialled(at: str, body: Body) -> int:
     try:
         session = dial(at)
     except ValueError as e:
-        raise Stopped(errno.EINVAL, str(e), "", "for example --at 'tcp!127.0.0.1!5640'", exits.USAGE) from None
+        way_out = "for example --at 'tcp!127.0.0.1!5640'"
+        raise Stopped(errno.EINVAL, str(e), "", way_out, exits.USAGE) from None
     try:
         files = await session.__aenter__()
     except OSError as e:
@@ -71,7 +72,7 @@ def _unreached(e: OSError) -> OSError:
     code = {
         errno.EACCES: exits.DENIED, errno.EPERM: exits.DENIED, errno.ETIMEDOUT: exits.TIMED_OUT,
     }.get(e.errno or 0, exits.UNAVAILABLE)  # fmt: skip
-    way_out = f"start a server there, such as: warren serve demo --listen '{at}'; or say --at ADDR"
+    way_out = "start a server there with make up or warren serve, or say where one is with --at ADDR"
     if code == exits.DENIED:
         way_out = "the socket belongs to another user; say --at ADDR for one of yours"
     return Stopped(e.errno or errno.EIO, said if colon else at, at if colon else "", way_out, code)

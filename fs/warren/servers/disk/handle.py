@@ -6,9 +6,10 @@ import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final
 
 import trio
+from warren.servers.disk.volume import PLAIN_INODE, Volume
 from warren.tree import Bytes, Dirent, Handle, Maybe, Refused, absent
 from warren.tree.node import QTDIR, QTFILE, QTSYMLINK, Qid
 
@@ -62,13 +63,6 @@ def reopen(fd: int, flags: int) -> int:
         raise told(e) from None
 
 
-class Versions(Protocol):
-    """Who counts the changes that time stamps may be too coarse to show."""
-
-    def changed(self, number: int) -> None:
-        """The file of that qid path was written."""
-
-
 class Descriptor:
     """Closed when nobody refers to it: not before a thread that uses it is done."""
 
@@ -112,9 +106,9 @@ class Opened(Handle):
 class OpenFile(Opened):
     """A regular file."""
 
-    def __init__(self, fd: int, versions: Versions, number: int) -> None:
+    def __init__(self, fd: int, volume: Volume, number: int) -> None:
         super().__init__(fd)
-        self._changed = versions.changed
+        self._changed = volume.changed
         self._number = number
 
     def read(self, offset: int, count: int) -> bytes:
@@ -135,8 +129,8 @@ class OpenFile(Opened):
 class Synced(OpenFile):
     """A file opened with O_SYNC or O_DSYNC: a write is answered when it is durable."""
 
-    def __init__(self, fd: int, versions: Versions, number: int, data_only: bool) -> None:
-        super().__init__(fd, versions, number)
+    def __init__(self, fd: int, volume: Volume, number: int, data_only: bool) -> None:
+        super().__init__(fd, volume, number)
         self._how = os.fdatasync if data_only else os.fsync
 
     def write(self, offset: int, data: Bytes) -> Awaitable[int]:
@@ -150,19 +144,20 @@ class Synced(OpenFile):
         return n
 
 
-def open_file(fd: int, flags: int, versions: Versions, number: int) -> OpenFile:
+def open_file(fd: int, flags: int, volume: Volume, number: int) -> OpenFile:
     """The handle on FD, an opened regular file, that keeps the promises of the wire's FLAGS."""
     if flags & SYNC and flags & ACCESS:
-        return Synced(fd, versions, number, data_only=flags & SYNC == DATA_SYNC)
-    return OpenFile(fd, versions, number)
+        return Synced(fd, volume, number, data_only=flags & SYNC == DATA_SYNC)
+    return OpenFile(fd, volume, number)
 
 
 class OpenDirectory(Opened):
-    """A directory. NUMBER maps an inode of its device to a qid path."""
+    """A directory. Its entries are taken to lie on its own device: all do but those mounted on."""
 
-    def __init__(self, fd: int, number: Callable[[int], int]) -> None:
+    def __init__(self, fd: int, volume: Volume) -> None:
         super().__init__(fd)
-        self._number = number
+        self._volume = volume
+        self._device = os.fstat(fd).st_dev
 
     def read(self, offset: int, count: int) -> Bytes:
         raise Refused(400, "a directory is read by its entries", errno=errno.EISDIR)
@@ -188,12 +183,16 @@ class OpenDirectory(Opened):
         return found
 
     def _some(self, names: Iterator[os.DirEntry[str]]) -> list[Dirent]:
-        number, new = self._number, tuple.__new__
+        volume, device, new = self._volume, self._device, tuple.__new__
+        greatest = PLAIN_INODE if device == volume.home else 0
         found = []
         for entry in islice(names, _AT_ONCE):
             if entry.is_symlink():
                 kind = QTSYMLINK
             else:
                 kind = QTDIR if entry.is_dir(follow_symlinks=False) else QTFILE
-            found.append(new(Dirent, (entry.name, new(Qid, (kind, 0, number(entry.inode()))))))
+            number = entry.inode()
+            if number > greatest:
+                number = volume.number(device, number)
+            found.append(new(Dirent, (entry.name, new(Qid, (kind, 0, number)))))
         return found

@@ -174,7 +174,7 @@ class Locks:
             file.queue.append(waiter)
             self._waiting.setdefault(wanted.owner, []).append(waiter)
             if awaited:
-                pass
+                self._serve_many(self._reach({wanted.owner}))
         finally:
             self._forget(file)
         return waiter

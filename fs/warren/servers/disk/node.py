@@ -26,8 +26,9 @@ from warren.servers.disk.handle import (
     reopen,
     told,
 )
-from warren.servers.disk.locks import Key, Locks
+from warren.servers.disk.locks import Key
 from warren.servers.disk.volume import PLAIN_INODE, Volume
+from warren.servers.disk.waiting import wait
 from warren.tree import Attr, Caller, Changes, Handle, Lock, Maybe, Node, Refused, Statfs
 from warren.tree.node import QTDIR, QTFILE, QTSYMLINK, Qid
 
@@ -136,7 +137,6 @@ class Entry(Node):
             st == seen
             and st.st_mtime_ns == seen.st_mtime_ns
             and st.st_ctime_ns == seen.st_ctime_ns
-            and st.st_atime_ns == seen.st_atime_ns
             and st.st_blocks == seen.st_blocks
             and written == self._written
         ):
@@ -187,7 +187,9 @@ class Entry(Node):
         if self.kind == S.S_IFREG:
             if flags & DIRECTORY:
                 raise Refused(400, "not a directory", errno=errno.ENOTDIR)
-            self._before_opening(flags)
+            if flags & (ACCESS | TRUNCATE):
+                self._must_be_writable()
+                attributes.must_not_set_id(os.fstat(self.fd).st_mode)
             fd = reopen(self.fd, host_flags(flags))
             self._walked = None
             if flags & TRUNCATE:
@@ -196,24 +198,16 @@ class Entry(Node):
         if self.kind == S.S_IFDIR:
             if flags & (ACCESS | TRUNCATE):
                 raise Refused(400, "a directory is opened for reading only", errno=errno.EISDIR)
-            number = functools.partial(self.volume.number, os.fstat(self.fd).st_dev)
-            return OpenDirectory(reopen(self.fd, SAFE | os.O_RDONLY | os.O_DIRECTORY), number)
+            return OpenDirectory(reopen(self.fd, SAFE | os.O_RDONLY | os.O_DIRECTORY), self.volume)
         if self.kind == S.S_IFLNK:
             raise Refused(403, "a symbolic link is read and followed by the client", errno=errno.ELOOP)
         what = _NEVER_OPENED.get(self.kind, "a special file")
         raise Refused(403, f"{what} is never opened by this server")
 
-    def _before_opening(self, flags: int) -> None:
-        if flags & (ACCESS | TRUNCATE):
-            self._must_be_writable()
-            attributes.must_not_set_id(os.fstat(self.fd).st_mode)
-
     # Making
 
     @effect
-    def create(
-        self, name: str, flags: int, mode: int, gid: int, caller: Caller
-    ) -> "tuple[Entry, Handle]":
+    def create(self, name: str, flags: int, mode: int, gid: int, caller: Caller) -> "tuple[Entry, Handle]":
         """The gid is a label, and a server chowns nothing for a label."""
         attributes.must_give_no_id(mode)
         _check(name)
@@ -379,28 +373,3 @@ def _check(name: str) -> None:
 
 def _no_name() -> Refused:
     return Refused(400, "this is not a file name")
-
-
-async def wait(locks: Locks, key: Key, lock: Lock) -> None:
-    """Park until the lock is granted. Cancelled means it was not."""
-    if locks.take(key, lock):
-        return
-    task = trio.lowlevel.current_task()
-    parked = False
-    told: list[Refused | None] = []
-
-    def tell(refusal: Refused | None) -> None:
-        told.append(refusal)
-        if parked:
-            trio.lowlevel.reschedule(task)
-
-    def abort(_: object) -> trio.lowlevel.Abort:
-        locks.cancel(waiter)
-        return trio.lowlevel.Abort.SUCCEEDED
-
-    waiter = locks.enqueue(key, lock, tell)
-    if not told:
-        parked = True
-        await trio.lowlevel.wait_task_rescheduled(abort)
-    if told[0] is not None:
-        raise told[0]

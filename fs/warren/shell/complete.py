@@ -1,0 +1,144 @@
+"""complete: what could come next on a command line
+
+    warren complete -- WORD...
+
+The words after `warren`, the last of which may be unfinished or empty; prints candidates for it, one
+a line, quoted for the shell. Made for `warren completion`. Paths come from the directories of the tree,
+verbs from the help of its ctl file: this module knows no verb. A tree that does not answer within two
+seconds offers nothing, and no error is said: the line is not finished.
+"""
+
+from __future__ import annotations
+
+import shlex
+from argparse import Namespace
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from warren.shell import address, exits, output
+from warren.shell.arguments import Parser
+from warren.shell.ctl import Verb, file_of, read_help, verbs
+
+if TYPE_CHECKING:
+    from warren.mount import Files
+
+PATIENCE = 2.0
+ON_PATHS = ("ls", "cat", "tail", "stat", "write", "ctl")
+
+
+def declare(parser: Parser) -> None:
+    """No options: all words are the line's."""
+
+
+def run(args: Namespace) -> int:
+    for candidate in candidates(args.words):
+        output.line(candidate)
+    return exits.OK
+
+
+def candidates(words: Sequence[str]) -> list[str]:
+    """What the last of WORDS could become."""
+    from warren.shell import main
+
+    *before, last = words or [""]
+    if not before:
+        return _fitting([*main.COMMANDS, "--help", "--version"], last)
+    name = before[0]
+    if name not in main.COMMANDS:
+        return []
+    parser = main.parser(name)
+    line = _Line(parser, before[1:])
+    if line.wants_value:
+        return []
+    if last.startswith("-") and not line.literal:
+        return _fitting(parser.flags(), last)
+    if name in ON_PATHS and not (line.given and name in ("write", "ctl")):
+        return _asked(line.at, lambda files: _paths(files, last))
+    if name == "ctl":
+        return _asked(line.at, lambda files: _verbs(files, line.given, last))
+    return [] if line.given else _fitting(_first_words(name), last)
+
+
+def _first_words(name: str) -> Iterable[str]:
+    from warren.shell.main import COMMANDS
+    from warren.shell.serve import SERVERS
+
+    return {"help": [*COMMANDS, "exit"], "completion": ["bash"], "serve": SERVERS}.get(name, ())
+
+
+class _Line:
+    """The finished words of a command line, as far as completion cares."""
+
+    def __init__(self, parser: Parser, words: Sequence[str]) -> None:
+        self.given: list[str] = []
+        self.at: str | None = None
+        self.literal = False
+        option = ""
+        for word in words:
+            if option:
+                self.at = word if option == "--at" else self.at
+                option = ""
+            elif self.literal or not word.startswith("-") or word == "-":
+                self.given.append(word)
+            elif word == "--":
+                self.literal = True
+            elif word.startswith("--at="):
+                self.at = word.removeprefix("--at=")
+            elif parser.takes_value(word):
+                option = word
+        self.wants_value = bool(option)
+
+
+def _fitting(words: Iterable[str], last: str) -> list[str]:
+    return [shlex.quote(word) for word in words if word.startswith(last)]
+
+
+def _asked(at: str | None, question: Callable[[Files], Awaitable[list[str]]]) -> list[str]:
+    """The answer of the tree at AT, or nothing."""
+    import trio
+    from warren.mount import dial
+
+    async def ask() -> list[str]:
+        with trio.move_on_after(PATIENCE):
+            async with dial(address.chosen(at), deadline=PATIENCE) as files:
+                return await question(files)
+        return []
+
+    try:
+        return trio.run(ask)
+    except (OSError, ValueError):
+        return []
+
+
+async def _paths(files: Files, last: str) -> list[str]:
+    from warren.p9.fields import QTDIR
+
+    above = last[: last.rfind("/") + 1] or "/"
+    found = await files.readdir(address.from_root(above))
+    return _fitting(sorted(above + e.name + ("/" if e.qid.type & QTDIR else "") for e in found), last)
+
+
+async def _verbs(files: Files, given: Sequence[str], last: str) -> list[str]:
+    """Verbs, or what fits behind one: choices and the keys that are not given yet."""
+    path, *words = given
+    known = list(verbs(await read_help(files, await file_of(files, address.from_root(path)))))
+    if not words:
+        return _fitting((v.verb for v in known), last)
+    keys = {word.partition("=")[0] for word in words[1:] if "=" in word}
+    places = sum("=" not in word for word in words[1:])
+    return _fitting((c for v in known if v.verb == words[0] for c in _behind(v, places, keys)), last)
+
+
+def _behind(verb: Verb, places: int, keys: set[str]) -> Iterator[str]:
+    """The shape of a word is NAME, a|b, key=NAME or key=a|b; in brackets if it may be left out."""
+    at = 0
+    for word in verb.words:
+        shape = word.removesuffix("...").strip("[]")
+        key, keyed, values = shape.rpartition("=")
+        choices = values.split("|") if "|" in values else []
+        if keyed and key not in keys:
+            yield from (f"{key}={c}" for c in choices or [""])
+        elif not keyed:
+            if at == places or (at < places and word.endswith("...")):
+                yield from choices
+            at += 1
