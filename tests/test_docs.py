@@ -22,7 +22,8 @@ def generator() -> ModuleType:
 
 @pytest.mark.parametrize("page", ["protocol.md", "servers.md", "cli.md"])
 def test_generated_pages_have_not_drifted(page: str) -> None:
-    assert (ROOT / "docs" / page).read_text() == generator().PAGES[page](), "run: .venv/bin/python docs/generate.py"
+    written = (ROOT / "docs" / page).read_text()
+    assert written == generator().PAGES[page](), "run: .venv/bin/python docs/generate.py"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -20,14 +20,12 @@ from warren.p9.messages import (
     Rclunk,
     Rflush,
     Rgetattr,
-    Rlerror,
     Rlopen,
     Rversion,
     Rwalk,
     Tattach,
     Tclunk,
     Tflush,
-    Tgetattr,
     Tlopen,
     Tversion,
     Twalk,
@@ -129,6 +127,7 @@ class Host:
         self.address = f"unix!{path}"
         self._sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._path = path
+        self._accepted: list[trio.SocketStream] = []
 
     async def listen(self) -> None:
         await self._sock.bind(str(self._path))
@@ -137,7 +136,8 @@ class Host:
     async def accept(self, version: str = WARREN) -> Peer:
         """The next connection, past the attach."""
         sock, _ = await self._sock.accept()
-        peer = Peer(trio.SocketStream(sock), version)
+        self._accepted.append(trio.SocketStream(sock))
+        peer = Peer(self._accepted[-1], version)
         await peer.hello()
         return peer
 
@@ -147,6 +147,8 @@ class Host:
         sock.close()
 
     def close(self) -> None:
+        for stream in self._accepted:
+            stream.socket.close()
         self._sock.close()
         self._path.unlink(missing_ok=True)
 
@@ -171,5 +173,5 @@ async def hosted(path: Path, deadline: float = 30.0) -> AsyncIterator[tuple[File
 
 
 __all__ = [
-    "FILE", "MSIZE", "ROOT", "SYNTHETIC", "Host", "Peer", "Rlerror", "Tgetattr", "attached", "attributes", "hosted",
+    "FILE", "MSIZE", "ROOT", "SYNTHETIC", "Host", "Peer", "attached", "attributes", "hosted",
 ]  # fmt: skip

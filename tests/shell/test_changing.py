@@ -36,6 +36,14 @@ def test_standard_input_is_written_as_it_is(disk: Served, folder: Path) -> None:
     assert (folder / "stdin").read_text() == ""
 
 
+def test_standard_input_may_be_a_file(disk: Served, folder: Path) -> None:
+    command = [str(WARREN), "write", "/copy"]
+    with open(__file__, "rb") as source:
+        done = subprocess.run(command, stdin=source, env=environment(disk.at), capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (folder / "copy").read_bytes() == Path(__file__).read_bytes()
+
+
 def test_standard_input_over_the_limit_changes_nothing(disk: Served, folder: Path) -> None:
     (folder / "kept").write_text("kept")
     with open("/dev/zero", "rb") as endless:
@@ -54,7 +62,7 @@ def test_standard_input_over_the_limit_changes_nothing(disk: Served, folder: Pat
 def test_one_write_is_one_record(run: Command, demo: Served) -> None:
     assert warren("write", "/send", at=demo.at, stdin="two\nlines\n").code == 0
     assert run("write", "/send", "third", at=demo.at).code == 0
-    command = [WARREN, "cat", "--json", "/recv"]
+    command = [str(WARREN), "cat", "--json", "/recv"]
     with subprocess.Popen(command, env=environment(demo.at), stdout=subprocess.PIPE, text=True) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == '{"path":"/recv","text":"two\\nlines\\n"}\n'

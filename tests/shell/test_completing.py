@@ -17,7 +17,7 @@ from tests.shell.running import WARREN, Served, environment
         ([""], [*COMMANDS, "--help", "--version"]),
         (["c"], ["cat", "ctl", "completion"]),
         (["nope", ""], []),
-        (["tail", "-"], ["-f", "-n", "--at", "--json", "--dry-run", "-h", "--help"]),
+        (["tail", "-"], ["-f", "-n", "--at", "--aname", "--json", "--dry-run", "-h", "--help"]),
         (["serve", "d"], ["disk", "demo"]),
         (["serve", "disk", ""], []),
         (["completion", ""], ["bash"]),
@@ -33,6 +33,7 @@ def test_what_needs_no_tree(words: list[str], could_be: list[str]) -> None:
     ("words", "could_be"),
     [
         (["cat", "/h"], ["/hello"]),
+        (["write", "/c"], ["/clone", "/ctl"]),
         (["cat", "/hello", "/de"], ["/dev/"]),
         (["cat", "/dev/"], ["/dev/errstr"]),
         (["write", "/hello", ""], []),
@@ -55,6 +56,12 @@ def test_paths_and_verbs_are_asked_of_the_tree(
     name, *rest = words
     assert candidates([name, "--at", demo.at, *rest]) == could_be
     assert candidates([name, f"--at={demo.at}", *rest]) == could_be
+    below = candidates([name, "--at", demo.at, "--aname", "/dev", *rest])
+    assert below == []
+
+
+def test_an_aname_is_where_paths_begin(demo: Served) -> None:
+    assert candidates(["cat", "--at", demo.at, "--aname", "/dev", "/"]) == ["/errstr"]
 
 
 def test_names_are_quoted_for_the_shell(run: Command, disk: Served, folder: Path) -> None:

@@ -37,6 +37,11 @@ def test_ls_lists_names_in_order_from_the_root(run: Command, demo: Served) -> No
     assert run("ls", "hello", at=demo.at).out == "/hello\n"
 
 
+def test_a_tree_may_be_entered_below_its_root(run: Command, disk: Served) -> None:
+    assert run("ls", "--aname", "/sub", "/", at=disk.at).out == run("ls", "/sub", at=disk.at).out
+    assert run("ls", "--aname", "/none", "/", at=disk.at).code == 3
+
+
 def test_ls_heads_several_directories_and_shows_no_raw_character(run: Command, disk: Served) -> None:
     done = run("ls", "/sub", "/empty", at=disk.at)
     assert done.out == "/sub:\nby\\xffte\nesc\\x1b[31m\\nape\ntwo words\n/empty\n"

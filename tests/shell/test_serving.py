@@ -13,7 +13,7 @@ import trio
 from warren.mount import dial
 
 from tests.shell.conftest import Command
-from tests.shell.running import EVERYTHING, WARREN, environment, serving, socket_in, warren
+from tests.shell.running import EVERYTHING, WARREN, environment, serving, socket_in
 
 
 def test_without_a_name_the_servers_are_listed(run: Command) -> None:
@@ -46,9 +46,9 @@ def test_rows_add_up_and_what_they_do_not_give_is_refused(run: Command, tmp_path
         assert run("cat", "/events", at=served.at).code == 3  # what is hidden is not there
 
 
-def test_every_address_is_said_and_answers(tmp_path: Path) -> None:
+def test_every_address_is_said_and_answers(run: Command, tmp_path: Path) -> None:
     command = [
-        WARREN,
+        str(WARREN),
         "serve",
         "demo",
         "--json",
@@ -66,7 +66,7 @@ def test_every_address_is_said_and_answers(tmp_path: Path) -> None:
         assert tcp.startswith("tcp!127.0.0.1!")
         assert unix == f"unix!{tmp_path}/sock"
         for at in (tcp, unix):
-            assert warren("cat", "/hello", at=at).out == "hello, world\n"
+            assert run("cat", "/hello", at=at).out == "hello, world\n"
         process.terminate()
         _, err = process.communicate(timeout=5)
     assert [line for line in err.splitlines() if line.startswith("listening")] == [

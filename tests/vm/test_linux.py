@@ -6,7 +6,7 @@ each under its name.
 
 import time
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +22,10 @@ from .kernel import SUITES, Unreachable, kernel
 from .mounts import LINUX, PLAIN, Place, mounted, place
 from .servers import Served, diod, served
 
-# Limits of diod 1.0.24, not of the cases: it locks whole files, each descriptor for itself, lets a waiting
-# client poll, and asks for the attributes of an open file by its name.
-NOT_DIOD = {"locks_byte_ranges", "locks_one_file_twice", "waits_for_a_lock", "uses_unlinked_files"}
+# Limits of diod 1.0.24, not of the cases: it locks whole files and each descriptor for itself, and asks for
+# the attributes of an open file by its name.  It also answers "blocked" instead of parking a lock, which a
+# kernel repeats after 30 s, so `waits_for_a_lock` is not put to it.
+NOT_DIOD = {"locks_byte_ranges", "locks_one_file_twice", "uses_unlinked_files"}
 
 DEMO_ROWS = (
     "allow any ctl /ctl#say",
@@ -55,14 +56,14 @@ class Report:
             verdict = "FAILED" if name in self.failures else "ok"
             print(f"{verdict:6} {time.monotonic() - started:6.2f} s  {name}", flush=True)
 
-    async def run_cases(self, at: Place, title: str, chosen: tuple[cases.Case, ...]) -> None:
+    async def run_cases(self, at: Place, title: str, chosen: Sequence[cases.Case]) -> None:
         for case in chosen:
             name = case.__name__
             own = replace(at, host=at.host / name, mnt=f"{at.mnt}/{name}", other=f"{at.other}/{name}")
             own.host.mkdir()
             await self.run(f"{title}{name}", lambda case=case, own=own: case(own))  # type: ignore[misc]
 
-    async def run_words(self, w: words.Words, title: str, chosen: tuple[words.Case, ...]) -> None:
+    async def run_words(self, w: words.Words, title: str, chosen: Sequence[words.Case]) -> None:
         for case in chosen:
             await self.run(f"{title}{case.__name__}", lambda case=case: case(w))  # type: ignore[misc]
 
@@ -124,7 +125,8 @@ async def test_the_cases_hold_against_diod(tmp_path: Path) -> None:
         booted = await stack.enter_async_context(guest(next(iter(SUITES)), ports=[port]))
         report = Report(booted)
         async with place(booted, directory, dialect=LINUX, aname=str(directory)) as at:
-            await report.run_cases(at, "", cases.BOTH + cases.LINUX_ONLY)
+            chosen = [case for case in cases.BOTH + cases.LINUX_ONLY if case is not cases.waits_for_a_lock]
+            await report.run_cases(at, "", chosen)
     expected = {name: report.failures.pop(name, "") for name in NOT_DIOD}
     assert all(expected.values()), f"diod can do more than NOT_DIOD says: {expected.keys()}"
     report.check()

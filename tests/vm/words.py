@@ -136,8 +136,9 @@ async def says_why_in_errstr(w: Words) -> None:
 async def refuses_another_verb(w: Words) -> None:
     done = await w.guest.run(w.inside(f"echo {w.refused} > {w.ctl}"))
     assert done.status != 0
-    found = ERROR.search(await w.sh(f"cat {w.errstr}"))
-    assert found
+    said = await w.sh(f"cat {w.errstr}")
+    found = ERROR.search(said)
+    assert found, said
     assert found[1] == "403"
 
 

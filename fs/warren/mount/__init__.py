@@ -1,14 +1,15 @@
 """Reaching trees.
 
-    dial       from an address or a stream to Files
-    files      Files: read, write, stat, ls, open, …
-    file       File: an open one
-    entry      Entry: attributes
-    walk       from a path to a fid
-    words      what a dialect can say; linux, plain
-    link       one connection and who waits on it
-    address    tcp!HOST!PORT and its kin
-    errors     a server's refusal as an OSError
+dial       from an address or a stream to Files
+files      Files: read, write, stat, ls, open, …
+file       File: an open one
+entry      Entry: attributes
+session    dialling again
+walk       from a path to a fid
+words      what a dialect can say; linux, plain
+link       one connection and who waits on it
+address    tcp!HOST!PORT and its kin
+errors     a server's refusal as an OSError
 """
 
 from warren.mount.dial import dial

@@ -34,7 +34,7 @@ from warren.p9.messages import Rread, Rwrite, Tread, Twrite
 from warren.tree.node import Changes
 
 if TYPE_CHECKING:
-    from warren.mount.files import Files
+    from warren.mount.session import Session
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
@@ -49,7 +49,7 @@ class File:
     """An open file, from `Files.open`. Use it as an async context manager, or close it."""
 
     def __init__(
-        self, files: Files, path: str, flags: int, link: Link, fid: int, walked: Qid | None, opened: Opened
+        self, files: Session, path: str, flags: int, link: Link, fid: int, walked: Qid | None, opened: Opened
     ) -> None:
         self.path = path
         self.flags = flags & ~_ONCE

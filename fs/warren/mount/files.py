@@ -24,152 +24,24 @@ from __future__ import annotations
 
 import errno
 import os
-import random
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
 
-import trio
-from warren.mount.address import Channel
 from warren.mount.entry import Entry
 from warren.mount.file import Buffer, File
-from warren.mount.link import Link, Lost, Op
-from warren.mount.linux import Linux
-from warren.mount.plain import Plain
+from warren.mount.link import Link, Op
+from warren.mount.session import Path, Session, T
 from warren.mount.walk import Reached, reach, split
 from warren.mount.words import Request
 from warren.p9.fields import QTDIR
 from warren.p9.messages import PLAIN, Rread, Tread, Tremove
 from warren.tree.node import Changes, Dirent, Statfs
 
-T = TypeVar("T")
-Path = str | os.PathLike[str]
-
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 5.0
 _FIRST_READ = 64 * 1024  # of a file whose size is not known
 _MOST_READ = 8 << 20  # at once, of one whose size is
 
 
-class Files:
+class Files(Session):
     """A tree within reach. Made by `dial`."""
-
-    def __init__(
-        self,
-        nursery: trio.Nursery,
-        connect: Callable[[], Awaitable[Channel]],
-        *,
-        peer: str,
-        uname: str,
-        aname: str,
-        deadline: float,
-        msize: int,
-        versions: Sequence[str],
-        redials: bool,
-    ) -> None:
-        self.peer = peer
-        self.deadline = deadline
-        self.redials = redials
-        self._nursery = nursery
-        self._connect = connect
-        self._uname, self._aname = uname, aname
-        self._msize, self._versions = msize, versions
-        self._link: Link | None = None
-        self._dialling = trio.Lock()
-        self._failures = 0
-        self._not_before = 0.0
-
-    # The connection
-
-    @property
-    def version(self) -> str:
-        """The dialect that is spoken."""
-        return self._link.version if self._link else ""
-
-    @property
-    def msize(self) -> int:
-        """The largest message."""
-        return self._link.half.msize if self._link else 0
-
-    async def live(self, op: Op) -> Link:
-        """A link that is up, as far as is known; dials again if need be."""
-        link = self._link
-        if link is not None and not link.lost:
-            return link
-        if link is not None and not self.redials:
-            raise op.error(errno.ECONNRESET, f"the connection to {self.peer} was lost: {link.why}")
-        limit = min(op.limit, self.deadline)
-        with trio.move_on_after(limit) as patience:
-            async with self._dialling:
-                if self._link is None or self._link.lost:
-                    self._link = await self._dial_until(op, patience.deadline)
-                return self._link
-        raise op.error(errno.ETIMEDOUT, f"{self.peer} did not answer in {limit:g} s")
-
-    async def _dial_until(self, op: Op, give_up: float) -> Link:
-        while True:
-            await trio.sleep_until(self._not_before)
-            try:
-                return await self.attach(op)
-            except (Lost, ConnectionError, TimeoutError, FileNotFoundError, BlockingIOError) as e:
-                pause = min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE) * random.uniform(0.5, 1)
-                self._failures = min(self._failures + 1, 16)
-                self._not_before = trio.current_time() + pause
-                if self._not_before >= give_up:
-                    raise op.error(e.errno or errno.EHOSTUNREACH, str(e.strerror)) from None
-
-    async def attach(self, op: Op) -> Link:
-        """Dial once and attach. Raises OSError."""
-        channel = await self._connect()
-        link = Link(channel, self.peer, self._msize, self._versions)
-        self._nursery.start_soon(link.run)
-        try:
-            await link.hello(op, self._uname, self._aname)
-        except BaseException:
-            link.drop("it did not attach")
-            raise
-        link.words = Plain(link) if link.version == PLAIN else Linux(link)
-        self._failures = 0
-        self._not_before = 0.0
-        return link
-
-    async def begin(self) -> None:
-        """The first connection; a failure is the caller's at once."""
-        op = Op(self._aname or "/", self.deadline)
-        with trio.move_on_after(self.deadline):
-            self._link = await self.attach(op)
-        if self._link is None:
-            raise op.error(errno.ETIMEDOUT, f"{self.peer} did not answer in {self.deadline:g} s")
-
-    def unknown(self, op: Op, e: OSError) -> ConnectionResetError:
-        """What a change under way raises when the connection is lost."""
-        return ConnectionResetError(errno.ECONNRESET, f"{e.strerror}; the outcome is unknown", op.path)
-
-    async def _do(self, path: Path, work: Callable[[Link, Op], Awaitable[T]]) -> T:
-        op = Op(os.fspath(path), self.deadline)
-        again = self.redials
-        while True:
-            link = await self.live(op)
-            try:
-                return await work(link, op)
-            except Lost as e:
-                if op.effect:
-                    raise self.unknown(op, e) from None
-                if not again:
-                    raise
-                again = False
-
-    async def _at(
-        self, path: Path, work: Callable[[Link, Op, Reached], Awaitable[T]], *, follow: bool = True
-    ) -> T:
-        """Walk, work on the fid, forget it."""
-
-        async def inner(link: Link, op: Op) -> T:
-            got = await reach(link, op, op.path, follow=follow)
-            try:
-                return await work(link, op, got)
-            finally:
-                link.forget(got.fid)
-
-        return await self._do(path, inner)
 
     # Looking
 
@@ -366,9 +238,7 @@ class Files:
             raise op.error(errno.EINVAL, "that names no file")
         return directory, name
 
-    async def _in_parent(
-        self, path: Path, work: Callable[[Link, Op, int, str], Awaitable[T]]
-    ) -> T:
+    async def _in_parent(self, path: Path, work: Callable[[Link, Op, int, str], Awaitable[T]]) -> T:
         """Walk to the directory of PATH and change something in it."""
 
         async def inner(link: Link, op: Op) -> T:

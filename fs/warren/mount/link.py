@@ -233,7 +233,7 @@ class Link:
 
     def _push(self) -> None:
         """Send what is queued: now if we are alone, with the others if we are not."""
-        if self._waiting or self._unsent or self._writer is None:
+        if self._waiting or self._unsent:
             self._wake_writer()
             return
         parts = self.half.take()

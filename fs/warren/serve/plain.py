@@ -117,7 +117,7 @@ def tstat(s: Session, m: p9.Tstat) -> Reply:
 def twstat(s: Session, m: p9.Twstat) -> Reply:
     f = s.fid(m.fid)
     st = m.stat
-    if st.uid or st.muid:
+    if st.uid:  # muid is ignored: Linux fills it in when it renames
         raise Refused(403, "the owner of a file cannot be changed", errno=1)
     if st.gid:
         raise Refused(403, "the group of a file cannot be changed", errno=1)
@@ -200,7 +200,11 @@ def _moved(s: Session, m: p9.Twstat, f: Fid, old: str, new: str) -> Frame:
 
 
 def tread_plain(s: Session, m: p9.Tread) -> Reply:
-    """Reading a directory gives whole stats, from the beginning or from where the last read ended."""
+    """Reading a directory gives whole stats, from the beginning or from where the last read ended.
+
+    A count that is too small for the next one is refused at the beginning and ends the read later: Linux
+    asks on with what its buffer has left.
+    """
     f = s.fids.get(m.fid)
     if f is None or not f.node.qtype & QTDIR:
         return tread(s, m)
@@ -230,7 +234,7 @@ async def _read_directory(s: Session, m: p9.Tread, f: Fid, handle: Handle) -> Fr
     while pages.at < len(pages.stats) and len(out) + len(pages.stats[pages.at]) <= count:
         out += pages.stats[pages.at]
         pages.at += 1
-    if not out and pages.at < len(pages.stats):
+    if not out and not m.offset and pages.stats:
         raise Refused(413, "the count is less than one directory entry", errno=22)
     pages.offset += len(out)
     return rread(m.tag, out, count)

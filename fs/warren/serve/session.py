@@ -11,11 +11,12 @@ import inspect
 import time
 import traceback
 from collections.abc import Awaitable, Callable
+from errno import ENODATA, ENOENT
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from warren.auth.rights import READ, WALK, WRITE, Allowed
 from warren.p9.codec import BadValue
-from warren.p9.messages import Message, Twrite
+from warren.p9.messages import Message, Twalk, Twrite, Txattrwalk
 from warren.serve.fid import Fid, Place
 from warren.traces.audit import Event
 from warren.tree import Bytes, Maybe, Refused, absent, describe, plain_words
@@ -69,13 +70,14 @@ class Session:
 
     def decide(self, f: Fid) -> None:
         """Decide a fid's rights anew; one that lost the right to what it has open reads 403."""
-        f.allowed, f.seq = self.grants.at(f.place.path), self.export.seq
+        f.allowed = self.grants.at(f.place.path)
         if not f.allowed.mask & WALK:
             raise Refused(403, "this was allowed and is no longer")
         if f.handle is not None:
             may = f.allowed.mask
             if not f.node.is_ctl and ((f.reads and not may & READ) or (f.writes and not may & WRITE)):
                 raise Refused(403, "this was allowed and is no longer")
+        f.seq = self.export.seq  # not before: a fid that was refused is decided again at its next use
 
     def policy_changed(self) -> None:
         """The export's policy is another one: what is parked and no longer allowed ends now."""
@@ -185,7 +187,8 @@ class Session:
         errno, code, line = describe(e)
         plain = plain_words(e, f"{line} trace={trace:016x}")
         text = f"{line} trace={trace:016x}"
-        self.last_error = text
+        if not (isinstance(m, Twalk | Txattrwalk) and errno in (ENOENT, ENODATA)):
+            self.last_error = text  # what a shell's own lookups miss must not hide the error one looks for
         self.export.failed(self, type(m).__name__, path, code, detail or line, trace)
         if isinstance(m, Twrite):
             f = self.fids.get(m.fid)

@@ -5,6 +5,8 @@
     otherwise         the demonstration tree that `make up` serves, unix!STATE/run/demo/sock
 
 STATE is $WARREN_STATE, else $XDG_STATE_HOME/warren/default, else ~/.local/state/warren/default.
+--aname NAME attaches below the root: to a directory of a Warren server, or to one of several trees of
+another kind of server.
 """
 
 import os

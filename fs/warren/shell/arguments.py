@@ -72,6 +72,7 @@ def add_json(parser: Parser) -> None:
 def add_tree(parser: Parser, *, n: bool = True) -> None:
     """What every command has that goes to a tree. N is for the one command where -n is a number."""
     parser.add_argument("--at", metavar="ADDR", help="the tree: tcp!HOST!PORT or unix!/PATH")
+    parser.add_argument("--aname", metavar="NAME", default="", help="a directory or a name to attach to")
     add_json(parser)
     parser.add_argument(
         *(["-n"] if n else []), "--dry-run", action="store_true",

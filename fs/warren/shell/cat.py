@@ -20,6 +20,7 @@ from warren.shell import exits, output
 from warren.shell.arguments import Parser, add_tree
 from warren.shell.exits import Stopped
 from warren.shell.session import over_paths, paths
+from warren.shell.stat import keeps_bytes
 
 if TYPE_CHECKING:
     from warren.mount import Files
@@ -43,7 +44,7 @@ def run(args: Namespace) -> int:
         if e.is_dir:
             way_out = f"list it: warren ls {path}"
             raise Stopped(errno.EISDIR, "this is a directory", path, way_out, exits.BAD_INPUT)
-        if not e.qid.version:
+        if not keeps_bytes(e):
             await _records(files, path, args.json)
         elif not args.json:
             await _stored(files, path)

@@ -53,9 +53,9 @@ def candidates(words: Sequence[str]) -> list[str]:
     if last.startswith("-") and not line.literal:
         return _fitting(parser.flags(), last)
     if name in ON_PATHS and not (line.given and name in ("write", "ctl")):
-        return _asked(line.at, lambda files: _paths(files, last))
+        return _asked(line, lambda files: _paths(files, last))
     if name == "ctl":
-        return _asked(line.at, lambda files: _verbs(files, line.given, last))
+        return _asked(line, lambda files: _verbs(files, line.given, last))
     return [] if line.given else _fitting(_first_words(name), last)
 
 
@@ -71,19 +71,19 @@ class _Line:
 
     def __init__(self, parser: Parser, words: Sequence[str]) -> None:
         self.given: list[str] = []
-        self.at: str | None = None
+        self.chosen = {"--at": "", "--aname": ""}
         self.literal = False
         option = ""
         for word in words:
             if option:
-                self.at = word if option == "--at" else self.at
+                self.chosen[option] = word
                 option = ""
             elif self.literal or not word.startswith("-") or word == "-":
                 self.given.append(word)
             elif word == "--":
                 self.literal = True
-            elif word.startswith("--at="):
-                self.at = word.removeprefix("--at=")
+            elif word.partition("=")[0] in self.chosen and "=" in word:
+                self.chosen[word.partition("=")[0]] = word.partition("=")[2]
             elif parser.takes_value(word):
                 option = word
         self.wants_value = bool(option)
@@ -93,14 +93,15 @@ def _fitting(words: Iterable[str], last: str) -> list[str]:
     return [shlex.quote(word) for word in words if word.startswith(last)]
 
 
-def _asked(at: str | None, question: Callable[[Files], Awaitable[list[str]]]) -> list[str]:
-    """The answer of the tree at AT, or nothing."""
+def _asked(line: _Line, question: Callable[[Files], Awaitable[list[str]]]) -> list[str]:
+    """The answer of the tree that LINE means, or nothing."""
     import trio
     from warren.mount import dial
 
     async def ask() -> list[str]:
         with trio.move_on_after(PATIENCE):
-            async with dial(address.chosen(at), deadline=PATIENCE) as files:
+            at, aname = address.chosen(line.chosen["--at"]), line.chosen["--aname"]
+            async with dial(at, aname, deadline=PATIENCE) as files:
                 return await question(files)
         return []
 

@@ -25,6 +25,7 @@ from warren.shell.address import from_root
 from warren.shell.arguments import Parser, add_tree
 from warren.shell.exits import Stopped, Usage
 from warren.shell.session import converse
+from warren.shell.stat import keeps_bytes
 
 if TYPE_CHECKING:
     from warren.mount import Files
@@ -67,7 +68,7 @@ def run(args: Namespace) -> int:
     if args.dry_run and path.endswith("/ctl"):  # nothing needs to be asked
         output.line(_equal(path, words))
         return exits.OK
-    return converse(args.at, body)
+    return converse(args, body)
 
 
 async def file_of(files: Files, path: str) -> str:
@@ -76,7 +77,7 @@ async def file_of(files: Files, path: str) -> str:
     if e.is_dir:
         path = path.rstrip("/") + "/ctl"
         e = await files.stat(path, follow=True)
-    if e.is_dir or e.qid.version:
+    if e.is_dir or keeps_bytes(e):
         text = "this is no ctl file: what is written to it is only kept"
         raise Stopped(errno.EINVAL, text, path, f"write it: warren write {path}", exits.BAD_INPUT)
     return path

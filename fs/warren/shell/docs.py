@@ -8,7 +8,7 @@ from warren.shell.main import COMMANDS, parser
 
 HEAD = """# The command
 
-Rendered from `warren.shell`; a test compares. `warren help` prints the same in a terminal.
+`warren help` and `warren COMMAND --help` print the same in a terminal.
 
 `warren` is sugar over files: what it does, any 9P client or a mount can do. A command finds its tree by
 `--at ADDR`, else `$WARREN_AT`, else it takes the one that `make up` serves. Paths begin at the root of

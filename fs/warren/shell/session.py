@@ -1,7 +1,7 @@
 """A connection for one command, and how a command ends.
 
-    converse(at, body)       dial, do BODY with the files, hang up; the exit code
-    over_paths(args, work)   WORK for every path; a refusal is reported and the next path is done
+    converse(args, body)            dial, do BODY with the files, hang up; the exit code
+    over_paths(args, paths, work)   WORK for every path; a refusal is reported and the next path is done
 
 Ctrl-C and a reader that left end a command where it stands: what is under way is cancelled, the
 connection closes, and the server lets go of everything that was open.
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 Body = Callable[["Files"], Awaitable[int]]
 
 
-def converse(at: str | None, body: Body) -> int:
-    """Do BODY with the tree at AT; returns its exit code, or that of what ended it."""
+def converse(args: Namespace, body: Body) -> int:
+    """Do BODY with the tree that ARGS name; returns its exit code, or that of what ended it."""
     import trio
 
-    return trio.run(_converse, address.chosen(at), body)
+    return trio.run(_converse, address.chosen(args.at), args.aname, body)
 
 
-async def _converse(at: str, body: Body) -> int:
+async def _converse(at: str, aname: str, body: Body) -> int:
     import trio
 
     code = exits.READER_LEFT
     async with trio.open_nursery() as nursery:
         nursery.start_soon(output.until_reader_leaves, nursery.cancel_scope)
         try:
-            code = await _dialled(at, body)
+            code = await _dialled(at, aname, body)
         except output.ReaderLeft:
             pass
         except OSError as e:
@@ -46,11 +46,11 @@ async def _converse(at: str, body: Body) -> int:
     return code
 
 
-async def _dialled(at: str, body: Body) -> int:
+async def _dialled(at: str, aname: str, body: Body) -> int:
     from warren.mount import dial
 
     try:
-        session = dial(at)
+        session = dial(at, aname)
     except ValueError as e:
         way_out = "for example --at 'tcp!127.0.0.1!5640'"
         raise Stopped(errno.EINVAL, str(e), "", way_out, exits.USAGE) from None
@@ -101,4 +101,4 @@ def over_paths(args: Namespace, wanted: list[str], work: Callable[[Files, str], 
                     break
         return code
 
-    return converse(args.at, each)
+    return converse(args, each)

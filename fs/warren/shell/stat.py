@@ -59,6 +59,11 @@ def run(args: Namespace) -> int:
     return over_paths(args, wanted, work)
 
 
+def keeps_bytes(e: Entry) -> bool:
+    """Whether a file holds bytes at offsets, as far as attributes tell. Some servers know no versions."""
+    return bool(e.qid.version or e.size)
+
+
 async def target(files: Files, path: str, e: Entry) -> str | None:
     """Where E, at PATH, points, if it is a link and may be read."""
     if not e.is_link:

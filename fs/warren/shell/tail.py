@@ -22,6 +22,7 @@ from warren.shell import exits, output
 from warren.shell.arguments import Parser, add_tree
 from warren.shell.exits import Stopped, Usage
 from warren.shell.session import converse, paths
+from warren.shell.stat import keeps_bytes
 
 if TYPE_CHECKING:
     from warren.mount import File, Files
@@ -59,7 +60,7 @@ def run(args: Namespace) -> int:
         show.end()
         return code
 
-    return converse(args.at, body)
+    return converse(args, body)
 
 
 @dataclass
@@ -104,7 +105,7 @@ async def _begin(files: Files, path: str, lines: int, show: _Show) -> _Followed:
         raise Stopped(
             errno.EISDIR, "this is a directory", path, f"list it: warren ls {path}", exits.BAD_INPUT
         )
-    if not (e.qid.version or e.size or e.qid.type & QTAPPEND):
+    if not (keeps_bytes(e) or e.qid.type & QTAPPEND):
         text = "this is no file that grows: it has no size"
         raise Stopped(errno.ESPIPE, text, path, f"read it: warren cat {path}", exits.BAD_INPUT)
     file = await files.open(path)

@@ -46,7 +46,12 @@ def run(args: Namespace) -> int:
     if args.dry_run:
         output.line(_equal(path, text, args.append, args.reply))
         return exits.OK
-    data = os.fsencode(" ".join(text)) + b"\n" if text else _standard_input()
+    if text:
+        data = os.fsencode(" ".join(text)) + b"\n"
+    else:
+        import trio
+
+        data = trio.run(_standard_input)
 
     async def body(files: Files) -> int:
         reply = await _write(files, path, data, args.append, args.reply)
@@ -59,7 +64,7 @@ def run(args: Namespace) -> int:
             output.put(reply)
         return exits.OK
 
-    return converse(args.at, body)
+    return converse(args, body)
 
 
 async def _write(files: Files, path: str, data: bytes, append: bool, answers: bool) -> bytes:
@@ -73,16 +78,24 @@ async def _write(files: Files, path: str, data: bytes, append: bool, answers: bo
         return await file.pread(file.payload, 0) if answers else b""
 
 
-def _standard_input() -> bytes:
+async def _standard_input() -> bytes:
+    import trio
+
     pieces: list[bytes] = []
     left = LIMIT
     while left >= 0:
         try:
+            # Waiting in read(2) itself would miss a Ctrl-C that comes just before it.
+            await trio.lowlevel.wait_readable(output.STDIN)
+        except PermissionError:  # what is always ready cannot be waited for: a file, /dev/null
+            await trio.lowlevel.checkpoint()
+        try:
             piece = os.read(output.STDIN, min(1 << 20, left + 1))
+        except BlockingIOError:
+            continue
         except OSError as e:
-            raise Stopped(
-                e.errno or errno.EIO, e.strerror or "it cannot be read", "standard input", "give TEXT instead"
-            ) from None
+            text = e.strerror or "it cannot be read"
+            raise Stopped(e.errno or errno.EIO, text, "standard input", "give TEXT instead") from None
         if not piece:
             return b"".join(pieces)
         pieces.append(piece)

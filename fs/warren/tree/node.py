@@ -257,6 +257,9 @@ class Node:
 
 __all__ = [
     "NOW",
+    "QTDIR",
+    "QTFILE",
+    "QTSYMLINK",
     "Attr",
     "Bytes",
     "Caller",
@@ -266,6 +269,7 @@ __all__ = [
     "Lock",
     "Maybe",
     "Node",
+    "Qid",
     "Statfs",
     "absent",
 ]

@@ -25,7 +25,6 @@ from warren.tree.errors import Refused
 from warren.tree.node import Bytes, Caller, Changes, Handle, Maybe, Node
 
 WouldBlock = trio.WouldBlock
-O_ACCMODE, O_NONBLOCK = 0o3, 0o4000
 
 
 class Ended(Exception):
@@ -61,7 +60,7 @@ class Stream(Node):
         self.start = start
 
     def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
-        return StreamHandle(self.start(), bool(flags & O_NONBLOCK))
+        return StreamHandle(self.start())
 
     def setattr(self, changes: Changes) -> Maybe[None]:
         """As for ctl: what a shell's redirection sends is harmless."""
@@ -72,22 +71,22 @@ class StreamHandle(Handle):
 
     A kernel client goes on asking inside one read(2) until the caller's buffer is full. Such a
     continuation (offset and count moved by exactly what was given) is answered with nothing, so
-    that `cat` shows each record as it comes. Offsets mean nothing else here.
+    that `cat` shows each record as it comes. Offsets mean nothing else here. Linux 6.12 sends one
+    even where the file was opened with O_NONBLOCK, which older kernels take as "one record".
     """
 
     record = True
     parks = True
     tells = True
 
-    def __init__(self, cursor: Cursor, one_each: bool) -> None:
+    def __init__(self, cursor: Cursor) -> None:
         self.cursor = cursor
-        self.one_each = one_each
         self.rest: bytes = b""
         self.began = False
         self.follows: tuple[int, int] | None = None
 
     def read(self, offset: int, count: int) -> Maybe[Bytes]:
-        if not self.one_each and (offset, count) == self.follows and not self.rest:
+        if (offset, count) == self.follows and not self.rest:
             self.follows = None
             return b""
         if self.rest:

@@ -28,7 +28,7 @@ class Split:
     def __init__(self) -> None:
         self._rest = bytearray()
 
-    def feed(self, data: bytes | memoryview) -> Iterator[bytes]:
+    def feed(self, data: bytes | bytearray | memoryview) -> Iterator[bytes]:
         """Every frame that DATA completes."""
         self._rest += data
         while len(self._rest) >= 7:
@@ -48,7 +48,7 @@ class Recorder:
         self.passed: list[Passed] = []
         self._sides = {True: Split(), False: Split()}
 
-    def feed(self, asked: bool, data: bytes | memoryview) -> None:
+    def feed(self, asked: bool, data: bytes | bytearray | memoryview) -> None:
         """Bytes went by."""
         self.passed += [Passed(asked, frame) for frame in self._sides[asked].feed(data)]
 

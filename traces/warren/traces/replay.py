@@ -9,10 +9,11 @@ field, but for what no two runs share: times, inode numbers, owners, free space.
         step is bytes to send, or Expect: feed it the reply with `replay.got(frame)`
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from warren.p9.codec import Dialect, dialect, settle
+from warren.p9.codec import BadFrame, Dialect, dialect, parse_stat, settle
 from warren.p9.fields import Qid, Stat
 from warren.p9.messages import PLAIN, Message, Rgetattr, Rreaddir, Rstatfs, Rversion
 from warren.traces.record import Passed
@@ -21,6 +22,7 @@ _VOLATILE = {
     "uid", "gid", "rdev", "blksize", "blocks", "nlink", "atime", "atime_ns", "mtime", "mtime_ns", "ctime",
     "ctime_ns", "btime", "btime_ns", "gen", "data_version",
 }  # fmt: skip
+_PASSING = re.compile(rb"(?<=trace=)[0-9a-f]{16}|(?<=ts=)[0-9.]+")
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,22 @@ def _stable(value: object) -> object:
         return (value.qid.type, value.mode, value.length, value.name)
     if isinstance(value, list):
         return [_stable(v) for v in value]
-    return bytes(value) if isinstance(value, memoryview) else value
+    if isinstance(value, memoryview):
+        return _stats(value) or _PASSING.sub(b"-", bytes(value))
+    return _PASSING.sub(b"-", value.encode("utf-8", "surrogateescape")) if isinstance(value, str) else value
+
+
+def _stats(data: memoryview) -> object:
+    """A plain directory's bytes as its entries, which hold times and inode numbers; None for other bytes."""
+    found, at = [], 0
+    try:
+        while at < len(data):
+            size = 2 + int.from_bytes(data[at : at + 2], "little")
+            found.append(_stable(parse_stat(data[at : at + size])))
+            at += size
+    except (BadFrame, UnicodeDecodeError):
+        return None
+    return sorted(map(str, found))
 
 
 def _names(data: bytes | memoryview) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """The trace ring: the newest operations and every recent error, in memory.
 
 An entry of a success is the bare tuple the session hands over (time, session, the message's class,
-path, 0); it becomes text only when somebody looks. Errors are kept in a ring of their own, so that a busy second of successes cannot push out
-the failure one is looking for. Both are bounded; `lost` counts what was overwritten.
+path, 0); it becomes text only when somebody looks. Errors are kept in a ring of their own, so that a
+busy second of successes cannot push out the failure one is looking for. Both are bounded; `lost`
+counts what was overwritten.
 """
 
 from collections import deque

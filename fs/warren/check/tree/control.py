@@ -17,8 +17,19 @@ from warren.tree import Clone, Ctl, Dir
 HELP = re.compile(r"(?P<verb>[^\s#=']+)(?: (?P<shape>[^#]*?\S))?  # (?P<help>\S.*)")
 UNKNOWN = "no-such-verb-of-any-server"
 _SIZE_MTIME_CTIME = 0x68
-_KEEP = Stat(0xFFFF, 0xFFFFFFFF, Qid(0xFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF), 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF,
-             0, "", "", "", "")  # fmt: skip
+_KEEP = Stat(
+    0xFFFF,
+    0xFFFFFFFF,
+    Qid(0xFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF),
+    0xFFFFFFFF,
+    0xFFFFFFFF,
+    0xFFFFFFFF,
+    0,
+    "",
+    "",
+    "",
+    "",
+)
 OWNER = row("read,write,create,remove,ctl", "/**", who="local")
 
 
@@ -61,7 +72,9 @@ async def helps(at: Place) -> None:
                 assert found is not None
                 verbs.append(found["verb"])
                 usage = ctl.verbs[found["verb"]].usage if found["verb"] in ctl.verbs else None
-                holds(usage is None or line.startswith(usage), spot.path, f"{line!r} does not begin {usage!r}")
+                holds(
+                    usage is None or line.startswith(usage), spot.path, f"{line!r} does not begin {usage!r}"
+                )
             same(sorted(verbs), sorted(ctl.verbs), spot.path, "the verbs that its help lists")
             holds(said.endswith("\n") or not said, spot.path, "its help does not end in a newline")
 
@@ -78,7 +91,11 @@ async def unknown_verbs(at: Place) -> None:
                 said = (await talk.read(fid, spot.path)).decode()
                 holds(said.startswith("400 "), spot.path, f"after {what} the fid reads {said!r}, not 400 …")
                 for verb in ctl.verbs:
-                    holds(verb in said, spot.path, f"the refusal of {what} does not name the verb {verb}: {said!r}")
+                    holds(
+                        verb in said,
+                        spot.path,
+                        f"the refusal of {what} does not name the verb {verb}: {said!r}",
+                    )
                 if at.speaks:
                     same(said.rstrip("\n"), e.strerror, spot.path, "what the fid reads after the refusal")
             for data in (b"\xff\xfe\n", b"a\0b\n", b"'open quote\n", b"x" * 4097):
@@ -118,19 +135,30 @@ async def _echo(at: Place, now: Scene, spot: Spot, name: str, ctl: Ctl) -> None:
             fid = await talk.walk(path)
             await talk.open(fid, path, flags)
             if not at.plain:
-                await refused(path, "the look for security.capability",
-                              talk.ask(path, Txattrwalk, fid, talk.link.half.fids.take(), "security.capability"),
-                              errno.ENODATA)  # fmt: skip
+                await refused(
+                    path,
+                    "the look for security.capability",
+                    talk.ask(path, Txattrwalk, fid, talk.link.half.fids.take(), "security.capability"),
+                    errno.ENODATA,
+                )
             await _truncate(talk, fid, path)
             before = ran(export)
             for data in (b"# nothing\n", b"\n"):
                 same(await talk.write(fid, path, data), len(data), path, "the count taken of a comment")
-            await refused(path, f"an unknown verb by whoever may {name}",
-                          talk.write(fid, path, f"{UNKNOWN}\n".encode()), errno.EINVAL)  # fmt: skip
+            await refused(
+                path,
+                f"an unknown verb by whoever may {name}",
+                talk.write(fid, path, f"{UNKNOWN}\n".encode()),
+                errno.EINVAL,
+            )
             for other in ctl.verbs.values():
                 if other.name != name and not any(p.required for p in other.parameters):
-                    await refused(path, f"{other.name} by whoever may only {name}",
-                                  talk.write(fid, path, f"{other.name}\n".encode()), errno.EACCES)  # fmt: skip
+                    await refused(
+                        path,
+                        f"{other.name} by whoever may only {name}",
+                        talk.write(fid, path, f"{other.name}\n".encode()),
+                        errno.EACCES,
+                    )
             same(ran(export), before, path, "the number of verbs that ran")
             await talk.clunk(fid, path)
 
@@ -151,17 +179,27 @@ async def nobody(at: Place) -> None:
             if not spot.node.is_ctl:
                 continue
             for flags in (os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC):
-                await refused(spot.path, f"an open with flags {flags:o} without the right ctl",
-                              talk.opened(spot.path, flags), errno.EACCES)  # fmt: skip
+                await refused(
+                    spot.path,
+                    f"an open with flags {flags:o} without the right ctl",
+                    talk.opened(spot.path, flags),
+                    errno.EACCES,
+                )
             fid = await talk.walk(spot.path)
-            await refused(spot.path, "a truncation without the right ctl", _truncate(talk, fid, spot.path),
-                          errno.EACCES)  # fmt: skip
+            await refused(
+                spot.path, "a truncation without the right ctl", _truncate(talk, fid, spot.path), errno.EACCES
+            )
             await talk.clunk(fid, spot.path)
-        same((len(await explore(now.talk)), ran(now.export)), before, "/", "the number of files, and of verbs run,")
+        same(
+            (len(await explore(now.talk)), ran(now.export)),
+            before,
+            "/",
+            "the number of files, and of verbs run,",
+        )
 
 
 async def told(at: Place) -> None:
-    """/dev/errstr is there if and only if the tree has ctl files or other words, and tells the newest error"""
+    """/dev/errstr is there if and only if the tree has ctl files or other words; it tells the newest error"""
     async with scene(at) as now, at.talk(now.export, "local") as talk, at.talk(now.export, "local") as other:
         wordy = isinstance(now.spots[0].node, Dir) or any(s.node.is_ctl for s in now.spots)
         there = [s for s in now.spots if s.path == "/dev/errstr"]
@@ -169,10 +207,13 @@ async def told(at: Place) -> None:
         if not there:
             return
         path = "/dev/errstr"
-        e = await refused("/no-such-name", "the walk", talk.walk("/no-such-name"))
+        e = await refused("/", "an open of a directory for writing", talk.opened("/", os.O_RDWR))
+        await refused("/no-such-name", "the walk", talk.walk("/no-such-name"))
         fid, foreign = await talk.opened(path), await other.opened(path)
         said = (await talk.whole(fid, path)).decode().rstrip("\n")
-        holds(said.startswith("404 not_found: "), path, f"after a walk to nothing it reads {said!r}")
+        holds(
+            said.startswith("400 "), path, f"after a refused open, and a look for nothing, it reads {said!r}"
+        )
         if at.speaks:
             same(said, e.strerror, path, "what it reads")
         trace = int(said.rpartition("trace=")[2], 16)
@@ -195,17 +236,26 @@ async def clones(at: Place) -> None:
                 holds(name in listed, f"{above}/{name}", "what the clone file made is not listed beside it")
                 path = f"{above}/{name}/ctl"
                 ctl = await talk.walk(path)
-                same((await talk.stat(ctl, path)).qid, (await maker.stat(fid, path)).qid, path,
-                     "its qid, by the fid that opened the clone file,")  # fmt: skip
+                same(
+                    (await talk.stat(ctl, path)).qid,
+                    (await maker.stat(fid, path)).qid,
+                    path,
+                    "its qid, by the fid that opened the clone file,",
+                )
                 await maker.clunk(fid, spot.path)
                 await talk.stat(ctl, path)  # we are still inside
                 await talk.clunk(ctl, path)
-                await refused(f"{above}/{name}", "the walk after the last fid was clunked",
-                              talk.walk(f"{above}/{name}"), errno.ENOENT)  # fmt: skip
+                await refused(
+                    f"{above}/{name}",
+                    "the walk after the last fid was clunked",
+                    talk.walk(f"{above}/{name}"),
+                    errno.ENOENT,
+                )
                 fid = await maker.opened(spot.path, os.O_RDWR)
                 name = (await maker.whole(fid, spot.path)).decode().rstrip("\n")
-            await refused(f"{above}/{name}", "the walk after a disconnect", talk.walk(f"{above}/{name}"),
-                          errno.ENOENT)  # fmt: skip
+            await refused(
+                f"{above}/{name}", "the walk after a disconnect", talk.walk(f"{above}/{name}"), errno.ENOENT
+            )
 
 
 CHECKS = (helps, unknown_verbs, comments, echo, nobody, told, clones)

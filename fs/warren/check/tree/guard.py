@@ -47,7 +47,9 @@ async def deny_all(at: Place) -> None:
         for policy in (Policy(), Policy([OWNER])):
             export.replace(policy)
             for aname in anames:
-                e = await refused(aname or "/", "the attach of a stranger", _attach(at, export, aname), errno.EACCES)
+                e = await refused(
+                    aname or "/", "the attach of a stranger", _attach(at, export, aname), errno.EACCES
+                )
                 said.add((e.errno, words(e)))
         same(len(said), 1, "/", f"the number of ways in which an attach is refused, {said},")
         same(watched.ran, [], "/", "what the root was asked for a stranger")
@@ -70,7 +72,9 @@ async def partial(at: Place) -> None:
         for spot in [*top[:SOME], *deepest]:
             if "*" in spot.path.split("/") or "**" in spot.path.split("/") or spot.path == "/":
                 continue
-            rows = (OWNER, row(EVERY, spot.path), row(EVERY, f"{spot.path}/**"))
+            rows = [OWNER, row(EVERY, spot.path), row(EVERY, f"{spot.path}/**")]
+            way = spot.path.split("/")
+            rows += [row("read", "/".join(way[:n]) or "/") for n in range(1, len(way))]
             export.replace(Policy(rows))
             async with at.talk(export) as stranger:
                 await _only(at, stranger, spot, by_path)
@@ -82,8 +86,12 @@ async def _only(at: Place, talk: Talk, spot: Spot, by_path: dict[str, Spot]) -> 
     for name in spot.path.strip("/").split("/"):
         here = by_path[at_path]
         if here.names is not None:
-            same([d.name for d in await talk.names(at_path)], [name], at_path,
-                 f"what it lists for whom only {spot.path} is allowed")  # fmt: skip
+            same(
+                [d.name for d in await talk.names(at_path)],
+                [name],
+                at_path,
+                f"what it lists for whom only {spot.path} is allowed",
+            )
             missing = f"no-such-name-{secrets.token_hex(4)}"
             fid = await talk.walk(at_path)
             for hidden in [n for n in here.names if n != name][:SOME]:
@@ -110,10 +118,10 @@ async def _alike(at: Place, talk: Talk, fid: int, here: Spot, hidden: str, missi
             ("create", ask(Tlcreate, os.O_RDWR, 0o644, 0)),
         ]
     for what, asking in asked:
-        path = here.child(hidden)
+        path, other = here.child(hidden), here.child(missing)
         one = await refused(path, f"{what} of what is hidden", asking(hidden))
-        two = await refused(here.child(missing), what, asking(missing))
-        found, wanted = words(one).replace(hidden, "NAME"), words(two).replace(missing, "NAME")
+        two = await refused(other, what, asking(missing))
+        found, wanted = words(one).replace(path, "PATH"), words(two).replace(other, "PATH")
         same((one.errno, found), (two.errno, wanted), path, f"the refusal of {what}, hidden against missing,")
         if what == "the walk":
             same(one.errno, errno.ENOENT, path, "the errno of the walk to what is hidden")
@@ -133,7 +141,9 @@ async def revoked(at: Place) -> None:
             export.replace(Policy([OWNER]))
             for spot, fid in opened:
                 path = spot.path
-                await refused(path, "getattr after the right was taken away", talk.stat(fid, path), errno.EACCES)
+                await refused(
+                    path, "getattr after the right was taken away", talk.stat(fid, path), errno.EACCES
+                )
                 coming = talk.page(fid, path, 0, 4096) if spot.is_dir else talk.read(fid, path)
                 await refused(path, "a read after the right was taken away", coming)
             holds(opened, "/", "nothing of it could be opened")

@@ -6,7 +6,19 @@ import secrets
 import stat as S
 from itertools import islice
 
-from warren.check.tree.place import PAGE, WORDS, Place, Spot, Talk, below, explore, holds, refused, same, survey
+from warren.check.tree.place import (
+    PAGE,
+    WORDS,
+    Place,
+    Spot,
+    Talk,
+    below,
+    explore,
+    holds,
+    refused,
+    same,
+    survey,
+)
 from warren.p9.fields import QTDIR, QTSYMLINK, Qid
 from warren.p9.messages import Twalk
 from warren.tree import Dir
@@ -32,13 +44,17 @@ async def _names_of(talk: Talk, spot: Spot, listed: list[str]) -> None:
         child, _ = await talk.enter(fid, spot.child(name), name)
         await talk.clunk(child, spot.child(name))
         holds(name in listed, spot.child(name), "it can be walked to and is not listed")
-    near = {n for name in listed[:8] for n in (name.swapcase(), f"{name} ", f" {name}", f"{name}x", name[:-1])}
+    near = {
+        n for name in listed[:8] for n in (name.swapcase(), f"{name} ", f" {name}", f"{name}x", name[:-1])
+    }
     for name in sorted(near - set(listed) - {"", ".", ".."}):
         if len(os.fsencode(name)) <= 255:
             await refused(
-                spot.child(name), "a walk to what is nearly a name", talk.enter(fid, spot.child(name), name),
+                spot.child(name),
+                "a walk to what is nearly a name",
+                talk.enter(fid, spot.child(name), name),
                 errno.ENOENT,
-            )  # fmt: skip
+            )
     await talk.clunk(fid, spot.path)
 
 
@@ -77,7 +93,9 @@ async def kinds(at: Place) -> None:
                 if isinstance(spot.node, WORDS):
                     same(qid.version, 0, spot.path, f"the qid.version from {how}, of a synthetic file")
             mode = spot.entry.mode
-            same(S.S_ISDIR(mode), bool(spot.qid.type & QTDIR), spot.path, f"that mode {mode:o} is a directory")
+            same(
+                S.S_ISDIR(mode), bool(spot.qid.type & QTDIR), spot.path, f"that mode {mode:o} is a directory"
+            )
             if not at.plain:
                 link = bool(spot.qid.type & QTSYMLINK)
                 same(S.S_ISLNK(mode), link, spot.path, f"that mode {mode:o} is a symbolic link")
@@ -133,13 +151,20 @@ async def pages(at: Place) -> None:
                 small = [d.name for d, _, _ in await talk.pages(fid, spot.path, largest)]
                 same(small, listed, spot.path, f"what pages of {largest} bytes give")
                 least = whole[0][2] - 1
-                await refused(spot.path, f"a page of {least} bytes, too small for a name",
-                              talk.page(fid, spot.path, 0, least))  # fmt: skip
+                await refused(
+                    spot.path,
+                    f"a page of {least} bytes, too small for a name",
+                    talk.page(fid, spot.path, 0, least),
+                )
                 if not at.plain:
                     middle = len(whole) // 2
                     rest = await talk.pages(fid, spot.path, PAGE, whole[middle][1])
-                    same([d.name for d, _, _ in rest], listed[middle + 1 :], spot.path,
-                         "what a page from the middle gives")  # fmt: skip
+                    same(
+                        [d.name for d, _, _ in rest],
+                        listed[middle + 1 :],
+                        spot.path,
+                        "what a page from the middle gives",
+                    )
             await talk.clunk(fid, spot.path)
 
 

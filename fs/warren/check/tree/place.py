@@ -26,7 +26,7 @@ from warren.mount.linux import Linux
 from warren.mount.plain import Plain
 from warren.mount.words import Opened
 from warren.p9.codec import parse_stat, text
-from warren.p9.fields import QTDIR, Qid
+from warren.p9.fields import MAXWELEM, QTDIR, Qid
 from warren.p9.messages import PLAIN, WARREN, Message, Tclunk, Tread, Treaddir, Twalk, Twrite
 from warren.serve.export import Export
 from warren.serve.session import Session
@@ -102,7 +102,11 @@ class Spot:
     listed: Qid | None
     entry: Entry
     node: Node
-    names: list[str] | None = None  # of a directory that can be listed
+    entries: list[Dirent] | None = None  # of a directory that can be listed
+
+    @property
+    def names(self) -> list[str] | None:
+        return None if self.entries is None else [d.name for d in self.entries]
 
     @property
     def is_dir(self) -> bool:
@@ -134,16 +138,20 @@ class Talk:
         return new, reply.qids[0]
 
     async def walk(self, path: str) -> int:
-        """A fid for a path, walked name by name so that each refusal is seen."""
+        """A fid for a path. A walk that falls short goes on name by name, to be told why."""
+        names = [name for name in path.split("/") if name]
         fid = self.link.half.fids.take()
-        await self.ask(path, Twalk, self.link.root, fid, [])
-        for name in path.split("/"):
-            if name:
-                old = fid
-                try:
-                    fid, _ = await self.enter(old, path, name)
-                finally:
-                    self.link.forget(old)
+        reply = await self.ask(path, Twalk, self.link.root, fid, names[:MAXWELEM])
+        if len(reply.qids) == len(names):
+            return fid
+        start = self.link.root
+        for name in names:
+            try:
+                fid, _ = await self.enter(start, path, name)
+            finally:
+                if start != self.link.root:
+                    self.link.forget(start)
+            start = fid
         return fid
 
     async def stat(self, fid: int, path: str) -> Entry:
@@ -225,39 +233,36 @@ class Talk:
 
 async def explore(talk: Talk, most: int = MOST) -> list[Spot]:
     """Every file that listing leads to, the nearest to the root first."""
-    spots: list[Spot] = []
-    todo: list[tuple[str, Qid | None]] = [("/", None)]
-    while todo and len(spots) < most:
-        path, listed = todo.pop(0)
-        try:
-            fid = await talk.walk(path)
-        except OSError as e:
-            raise AssertionError(f"{path}: it is listed and cannot be walked to ({e.strerror})") from e
-        node, entry = talk.node(fid), await talk.stat(fid, path)
-        qid = entry.qid if listed is None else (await _qid(talk, path))
-        names = None
-        if qid.type & QTDIR:
+    root = await talk.walk("/")
+    entry = await talk.stat(root, "/")
+    spots = [Spot("/", entry.qid, None, entry, talk.node(root), await _listed(talk, "/"))]
+    todo = [(root, spots[0])]
+    while todo:
+        fid, above = todo.pop(0)
+        for listed in above.entries or () if above.path.count("/") < DEEPEST and len(spots) < most else ():
+            path = above.child(listed.name)
             try:
-                found = await talk.names(path)
+                child, qid = await talk.enter(fid, path, listed.name)
             except OSError as e:
-                # A directory without bounds may have no list; every other one has.
-                holds(e.errno == errno.EOPNOTSUPP, path, f"the directory cannot be listed ({e.strerror})")
+                raise AssertionError(f"{path}: it is listed and cannot be walked to ({e.strerror})") from e
+            entry, node = await talk.stat(child, path), talk.node(child)
+            entries = await _listed(talk, path) if qid.type & QTDIR else None
+            spots.append(Spot(path, qid, listed.qid, entry, node, entries))
+            if entries:
+                todo.append((child, spots[-1]))
             else:
-                names = [d.name for d in found]
-                if path.count("/") < DEEPEST:
-                    todo += [(below(path, d.name), d.qid) for d in found]
-        await talk.clunk(fid, path)
-        spots.append(Spot(path, qid, listed, entry, node, names))
+                await talk.clunk(child, path)
+        await talk.clunk(fid, above.path)
     return spots
 
 
-async def _qid(talk: Talk, path: str) -> Qid:
-    above, _, name = path.rpartition("/")
-    start = await talk.walk(above or "/")
-    fid, qid = await talk.enter(start, path, name)
-    await talk.clunk(fid, path)
-    await talk.clunk(start, path)
-    return qid
+async def _listed(talk: Talk, path: str) -> list[Dirent] | None:
+    try:
+        return await talk.names(path)
+    except OSError as e:
+        # A directory without bounds may have no list; every other one has.
+        holds(e.errno == errno.EOPNOTSUPP, path, f"the directory cannot be listed ({e.strerror})")
+        return None
 
 
 async def survey(talk: Talk) -> list[Spot]:

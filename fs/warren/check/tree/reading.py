@@ -120,13 +120,13 @@ async def absent(at: Place) -> None:
                 if at.speaks:
                     found = LINE.fullmatch(e.strerror or "")
                     good = found is not None and int(found[1]) in CODES
-                    holds(good, path, f"{what} is refused with {e.strerror!r}, not CODE REASON: DETAIL trace=ID")
+                    holds(
+                        good, path, f"{what} is refused with {e.strerror!r}, not CODE REASON: DETAIL trace=ID"
+                    )
             await talk.clunk(fid, path)
 
 
-def _making(
-    at: Place, talk: Talk, spot: Spot, fid: int, name: str
-) -> list[tuple[str, Asking]]:
+def _making(at: Place, talk: Talk, spot: Spot, fid: int, name: str) -> list[tuple[str, Asking]]:
     """What makes or removes a name. Words have none of it; nor has a tree that is not said to be writable."""
     path, node = spot.child(name), spot.node
     if at.plain:
@@ -165,7 +165,12 @@ async def leaving(at: Place) -> None:
             for path, handle in handles:
                 holds(handle() is None, path, "its handle is kept after the client has gone")
             open_files.append(len(os.listdir("/proc/self/fd")))
-        same(open_files[2], open_files[1], "/", "the number of descriptors of the process after one more client")
+        same(
+            open_files[2],
+            open_files[1],
+            "/",
+            "the number of descriptors of the process after one more client",
+        )
 
 
 CHECKS = (offsets, unwritable, absent, leaving)

@@ -25,6 +25,7 @@ _KEPT: Final = ACCESS | TRUNCATE | APPEND
 
 # A file with a lease would make open(2) wait for its holder; O_NONBLOCK makes that a refusal.
 SAFE: Final = os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+_GREATEST: Final = (1 << 63) - 1
 _AT_ONCE: Final = 8192  # names read from a directory before others get a turn
 
 
@@ -116,6 +117,10 @@ class OpenFile(Opened):
             return os.pread(self.fd, count, offset)
         except OverflowError:
             return b""  # beyond the greatest offset there is nothing
+        except OSError:
+            if offset + count <= _GREATEST:
+                raise
+            return os.pread(self.fd, _GREATEST - offset, offset)  # the system refuses to look past it
 
     def write(self, offset: int, data: Bytes) -> Maybe[int]:
         try:

@@ -137,6 +137,7 @@ class Entry(Node):
             st == seen
             and st.st_mtime_ns == seen.st_mtime_ns
             and st.st_ctime_ns == seen.st_ctime_ns
+            and st.st_atime_ns == seen.st_atime_ns
             and st.st_blocks == seen.st_blocks
             and written == self._written
         ):
