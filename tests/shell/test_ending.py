@@ -63,6 +63,15 @@ def test_ctrl_c_while_a_server_keeps_silent(tmp_path: Path) -> None:
                 assert ended(process) == (130, b"")
 
 
+def test_ctrl_c_while_nobody_reads_the_output(disk: Served, folder: Path) -> None:
+    (folder / "large").write_bytes(bytes(8 << 20))
+    with started("cat", "/large", at=disk.at) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(1) == b"\0"  # far more than a pipe holds is behind it
+        process.send_signal(signal.SIGINT)
+        assert ended(process) == (130, b"")
+
+
 def test_ctrl_c_while_standard_input_is_awaited(run: Command, demo: Served) -> None:
     command = [str(WARREN), "write", "/hello"]
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Every message of the three dialects, each declared once.
+"""Every message of the three dialects, each declared once. It is long because it is one table.
 
 A class below is the whole truth about its message: the annotations are the Python types and
 the wire layout (see `fields`), ``need`` is the right a caller must hold (see `warren.auth.rights`;
