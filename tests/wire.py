@@ -51,6 +51,7 @@ from warren.traces.ring import TraceRing
 from warren.tree import Node
 
 EVERYTHING = ("any read,write,create,remove,ctl /**",)
+PATIENCE = 30  # seconds for a reply that a test counts on
 O_RDONLY, O_WRONLY, O_RDWR, O_TRUNC, O_NONBLOCK = 0, 1, 2, 0o1000, 0o4000
 R = TypeVar("R", bound=Message)
 
@@ -92,14 +93,15 @@ class Wire:
 
     async def reply(self) -> Message:
         """The next reply; raises Gone when the server hung up."""
-        while len(self.got) < MINFRAME or len(self.got) < HEADER.unpack_from(self.got)[0]:
-            try:
-                data = await self.stream.receive_some(65536)
-            except trio.BrokenResourceError:
-                raise Gone from None
-            if not data:
-                raise Gone
-            self.got += data
+        with trio.fail_after(PATIENCE):
+            while len(self.got) < MINFRAME or len(self.got) < HEADER.unpack_from(self.got)[0]:
+                try:
+                    data = await self.stream.receive_some(65536)
+                except trio.BrokenResourceError:
+                    raise Gone from None
+                if not data:
+                    raise Gone
+                self.got += data
         size = HEADER.unpack_from(self.got)[0]
         assert MINFRAME <= size <= self.msize, f"a reply of {size} bytes, msize is {self.msize}"
         frame = bytes(self.got[:size])
@@ -171,8 +173,12 @@ class Service:
 
     def connect(self, subject: str = "any") -> Wire:
         near, far = memory_stream_pair()
-        self.nursery.start_soon(serve_stream, self.export, far, subject)
+        self.nursery.start_soon(self._serve, far, subject)
         return Wire(near)
+
+    async def _serve(self, stream: trio.abc.Stream, subject: str) -> None:
+        async with stream:
+            await serve_stream(self.export, stream, subject)
 
     async def dial(
         self, version: str = DOTL, msize: int = 65536, subject: str = "any", aname: str = ""

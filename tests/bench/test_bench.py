@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -14,8 +13,6 @@ import pytest
 from .__main__ import SCENARIOS, Figures, Result, main, package_version
 from .processes import CACHE, BenchError, Room, Running
 from .profile import Sampler, read_stacks, show_stacks
-
-pytestmark = pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("cc")), reason="needs a C compiler")
 
 LOADS = [
     ("serial",),

@@ -27,7 +27,7 @@ from warren.p9.messages import (
 from warren.servers.demo import Demo
 from warren.tree import Dir, Queue, Sink, Stream
 
-from tests.wire import O_RDWR, O_WRONLY, Gone, served
+from tests.wire import O_RDWR, O_WRONLY, PATIENCE, Gone, served
 
 
 def shown(found: list[Message]) -> list[tuple[str, int]]:
@@ -158,7 +158,7 @@ async def test_a_writer_blocked_by_a_full_queue_goes_on_when_there_is_room(autoj
         await wire.open("out", 2)
         await wire.write(1, b"one")
         await wire.send(Twrite(1, 0, b"two"), Twrite(1, 0, b"three"), tag=5)
-        with trio.move_on_after(60) as patience:
+        with trio.move_on_after(PATIENCE / 2) as patience:
             await wire.reply()
         assert patience.cancelled_caught
         assert isinstance(await wire.ask(Tflush(5), tag=9), Rflush)

@@ -24,7 +24,7 @@ rest of a large frame belongs (`space`) and receive straight into it. The `data`
 view of such a buffer and is valid only until the next request is taken from the iterator.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Final, Protocol, TypeAlias
 
 from warren.p9.codec import HEADER, MINFRAME, BadFrame, Dialect, Parse, dialect, settle
@@ -35,6 +35,9 @@ MAX_MSIZE: Final = 1 << 20
 MIN_MSIZE: Final = 256
 _FIRST_FRAME: Final = 4096  # before the version exchange nothing longer has a meaning
 _TVERSION: Final = 100
+# What a Twrite takes beside its data, rounded up to 8 as clients do; a traced one carries 8 bytes more.
+_WRITE: Final = 24
+_TRACED_WRITE: Final = 32
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
@@ -75,6 +78,7 @@ class Server:
     def __init__(self, buffers: Buffers, max_msize: int = MAX_MSIZE) -> None:
         self.max_msize = max_msize
         self.msize = _FIRST_FRAME
+        self.iounit = 0  # the most a client puts into one Twrite, set by the version exchange
         self.dialect: Dialect | None = None
         self.generation = 0
         self.outstanding: dict[int, Pending] = {}
@@ -82,16 +86,20 @@ class Server:
         self.begun = 0  # frames that came in pieces; tells a driver whether it is still the same one
         self._buffers = buffers
         self._parsers: dict[int, Parse] = _Unversioned()
+        self._rest = b""
         self._part: bytearray | None = None
         self._have = 0
         self._want = 0
 
-    def requests(self, view: memoryview) -> Iterator[Message]:
+    def requests(self, view: memoryview) -> Generator[Message, None, None]:
         """Every request that VIEW completes. Raises BadFrame: close the connection.
 
-        The rest of VIEW is kept only when the iterator ran to its end.
+        A driver that has enough for now closes the generator. What is left of VIEW waits (`stalled`)
+        and comes first in the next call.
         """
         unpack, outstanding = HEADER.unpack_from, self.outstanding
+        if self._rest:
+            view, self._rest = memoryview(self._rest + view), b""
         pos, end = 0, len(view)
         if self._part is not None:
             pos = self._gather(view)
@@ -104,7 +112,10 @@ class Server:
                 if tag in outstanding:
                     self._taken(kind, tag)
                 yield self._parsers[kind](tag, whole, MINFRAME, size)
-            finally:  # also when it is no message, or the driver stops here
+            except GeneratorExit:
+                self._rest = bytes(view[pos:])
+                raise
+            finally:  # also when it is no message
                 whole.release()
                 self._buffers.give(part)
         while end - pos >= MINFRAME:
@@ -115,8 +126,13 @@ class Server:
                 break
             if outstanding and tag in outstanding:
                 self._taken(kind, tag)
-            yield self._parsers[kind](tag, view, pos + MINFRAME, pos + size)
+            m = self._parsers[kind](tag, view, pos + MINFRAME, pos + size)
             pos += size
+            try:
+                yield m
+            except GeneratorExit:
+                self._rest = bytes(view[pos:])
+                raise
         if pos < end:
             self._keep(view[pos:])
 
@@ -159,6 +175,11 @@ class Server:
             self._want = size
 
     @property
+    def stalled(self) -> bool:
+        """Whether the driver left requests for later; nothing more may be received until they are done."""
+        return bool(self._rest)
+
+    @property
     def partial(self) -> bool:
         """Whether the peer is in the middle of a frame (a driver may run a clock on that)."""
         return self._part is not None
@@ -178,6 +199,7 @@ class Server:
         if self._part is not None:
             self._buffers.give(self._part)
             self._part = None
+        self._rest = b""
         self.generation += 1
         self.outstanding.clear()
 
@@ -228,6 +250,7 @@ class Server:
         name = settle(m.version) if m.msize >= MIN_MSIZE else "unknown"
         self.dialect = None if name == "unknown" else dialect(name)
         self.msize = min(m.msize, self.max_msize) if self.dialect else _FIRST_FRAME
+        self.iounit = self.msize - (_TRACED_WRITE if name == WARREN else _WRITE)
         self._parsers = self.dialect.parsers if self.dialect else _Unversioned()
         self.out.append(dialect(PLAIN).packer(Rversion)(NOTAG, max(self.msize, MIN_MSIZE), name))
         return aborted

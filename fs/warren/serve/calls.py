@@ -21,7 +21,6 @@ O_ACCMODE, O_WRONLY, O_RDWR = 0o3, 0o1, 0o2
 O_CREAT, O_EXCL, O_TRUNC, O_NONBLOCK = 0o100, 0o200, 0o1000, 0o4000
 _RREAD = struct.Struct("<IBHI").pack
 READ_OVERHEAD = 11  # size type tag count: what a reply carries beside the data
-WRITE_OVERHEAD = 24
 _JOIN = 8192  # a reply below this is one buffer, above it the data is sent from where it lies
 
 
@@ -253,8 +252,8 @@ def twrite(s: Session, m: Twrite) -> Reply:
     if handle is None or not f.writes:
         raise Refused(400, "the fid is not open for writing", errno=9)
     if handle.record:
-        if len(m.data) >= s.half.msize - WRITE_OVERHEAD:
-            raise Refused(413, f"a record is less than {s.half.msize - WRITE_OVERHEAD} bytes here")
+        if len(m.data) >= s.half.iounit:
+            raise Refused(413, f"a record is less than {s.half.iounit} bytes here")
         if isinstance(handle, CtlHandle):
             return _control(s, m, f, handle)
     done = handle.write(m.offset, m.data)

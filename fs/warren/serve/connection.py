@@ -47,7 +47,7 @@ EMPTY = memoryview(b"")
 class Parked:
     """A request that a task is working on, or that waits for its turn."""
 
-    __slots__ = ("begin", "cause", "coming", "event", "fid", "path", "pending", "scope", "session")
+    __slots__ = ("begin", "busy", "cause", "coming", "event", "fid", "path", "pending", "scope", "session")
 
     def __init__(self, session: Session, pending: Pending, coming: Awaitable[Frame], fid: Fid | None) -> None:
         self.session = session
@@ -57,6 +57,7 @@ class Parked:
         self.fid = fid
         self.scope = trio.CancelScope()
         self.cause = ""
+        self.busy = ""  # which limit it was one too many for
         self.event = False  # waits for an event, and counts as parked rather than running
         self.begin: Callable[[Parked], None] | None = None  # set while it waits for its turn
 
@@ -66,6 +67,11 @@ class Parked:
         self.scope.cancel()
         if self.begin is not None:
             self.begin(self)  # its turn would come too late: a cancelled request is settled at once
+
+    def refuse(self, why: str) -> None:
+        """It is one too many. It was begun, so it ends as cancelled work does, in its own task."""
+        self.busy = why
+        self.cancel("busy")
 
 
 class Connection:
@@ -89,8 +95,9 @@ class Connection:
         """Answer every request that VIEW completes. Raises BadFrame: close the connection."""
         session, half, calls = self.session, self.half, self._calls
         out, note, now = half.out.append, self.export.trace.recent.append, time.time()
-        number, done = session.number, 0
-        for m in half.requests(view):
+        number, done, room = session.number, 0, self.export.limits.unread
+        batch = half.requests(view)
+        for m in batch:
             cls = m.__class__
             try:
                 call = calls.get(cls)
@@ -104,10 +111,15 @@ class Connection:
             done += 1
             if reply.__class__ is bytes:
                 out(reply)
+                room -= len(reply)  # type: ignore[arg-type]
                 note((now, number, cls, session.at, 0))
             elif reply.__class__ is list:
                 half.out += reply
+                room -= len(reply[-1])  # type: ignore[index]
                 note((now, number, cls, session.at, 0))
+                if room < 0:
+                    batch.close()  # a segment of small reads can ask for more than memory holds
+                    break
             else:
                 self._park(m, reply)  # type: ignore[arg-type]
         session.operations += done
@@ -145,18 +157,18 @@ class Connection:
         parked.event = isinstance(m, Tlock) or (isinstance(m, Tread) and handle is not None and handle.parks)
         if parked.event:
             if session.parked >= limits.parked:
-                return self._refuse(parked, f"{session.parked} reads are parked")
+                parked.refuse(f"{session.parked} reads are parked")
             session.parked += 1
         elif self._running >= limits.running and not isinstance(m, Tclunk):
-            if len(self._waiting) >= limits.waiting:
-                return self._refuse(parked, f"{len(self._waiting)} requests are waiting")
-            self._waiting.append(parked)
-            parked.begin = self._begin_out_of_turn
-            return None
+            if len(self._waiting) < limits.waiting:
+                self._waiting.append(parked)
+                parked.begin = self._begin_out_of_turn
+                return
+            parked.refuse(f"{len(self._waiting)} requests are waiting")
+            self._running += 1
         else:
             self._running += 1
         self._spawn(self._work, parked)
-        return None
 
     def _begin_out_of_turn(self, parked: Parked) -> None:
         self._waiting.remove(parked)
@@ -166,13 +178,6 @@ class Connection:
         parked.begin = None
         self._running += 1
         self._spawn(self._work, parked)
-
-    def _refuse(self, parked: Parked, why: str) -> None:
-        close = getattr(parked.coming, "close", None)
-        if close is not None:
-            close()
-        busy = Refused(429, f"{why}, the limit of a connection", retry_after=1)
-        self._settle(parked, [self.session.refusal(parked.pending.message, busy, parked.path)])
 
     async def _work(self, parked: Parked) -> None:
         """Wait for one parked request and settle it. No checkpoint after the work is done."""
@@ -190,6 +195,9 @@ class Connection:
             session.trace_ok(m, parked.path)
         elif failed is not None:
             reply = [session.refusal(m, failed, parked.path)] if self._alive(parked) else None
+        elif parked.cause == "busy" and self._alive(parked):
+            busy = Refused(429, f"{parked.busy}, the limit of a connection", retry_after=1)
+            reply = [session.refusal(m, busy, parked.path)]
         elif parked.cause in ("clunked", "revoked") and self._alive(parked):
             code = 408 if parked.cause == "clunked" else 403
             gone = Refused(code, f"the fid was {parked.cause}", errno=4 if code == 408 else 13)

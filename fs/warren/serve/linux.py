@@ -14,7 +14,6 @@ from warren.p9.fields import QTDIR, QTSYMLINK, Qid
 from warren.serve.calls import (
     CALLS,
     READ_OVERHEAD,
-    WRITE_OVERHEAD,
     check_name,
     may_gain,
     new_fid,
@@ -61,7 +60,7 @@ def tlopen(s: Session, m: p9.Tlopen) -> Reply:
     f = s.fid(m.fid)
     return open_fid(
         s, m.trace, f, m.flags,
-        lambda: s.pack.Rlopen(m.tag, f.node.qid(), s.half.msize - WRITE_OVERHEAD),
+        lambda: s.pack.Rlopen(m.tag, f.node.qid(), s.half.iounit),
     )  # fmt: skip
 
 
@@ -75,7 +74,7 @@ def tlcreate(s: Session, m: p9.Tlcreate) -> Reply:
 
     def created(made: tuple[Node, Handle]) -> Frame:
         become(s, f, m.name, path, *made, m.flags)
-        return s.pack.Rlcreate(m.tag, f.node.qid(), s.half.msize - WRITE_OVERHEAD)
+        return s.pack.Rlcreate(m.tag, f.node.qid(), s.half.iounit)
 
     return s.effect(
         "create", path, "", m.trace,

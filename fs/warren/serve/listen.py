@@ -40,7 +40,7 @@ async def listening(export: Export, addresses: Iterable[str]) -> AsyncIterator[l
         pool = Pool(export.limits.buffers)
         reactor = Reactor(nursery.start_soon, pool)
         nursery.start_soon(reactor.run)
-        nursery.start_soon(reactor.sweep)
+        nursery.start_soon(reactor.sweep, export.limits.patience)
         names, sockets = [], []
         try:
             for address in addresses:

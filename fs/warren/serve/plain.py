@@ -14,7 +14,6 @@ from warren.p9.fields import QTDIR, Stat
 from warren.serve.calls import (
     CALLS,
     READ_OVERHEAD,
-    WRITE_OVERHEAD,
     check_name,
     may_gain,
     open_fid,
@@ -50,7 +49,7 @@ def topen(s: Session, m: p9.Topen) -> Reply:
     def done() -> Frame:
         if m.mode & ORCLOSE:
             f.on_clunk = "remove"
-        return s.pack.Ropen(m.tag, f.node.qid(), s.half.msize - WRITE_OVERHEAD)
+        return s.pack.Ropen(m.tag, f.node.qid(), s.half.iounit)
 
     return open_fid(s, m.trace, f, flags, done)
 
@@ -73,7 +72,7 @@ def tcreate(s: Session, m: p9.Tcreate) -> Reply:
         become(s, f, m.name, path, *made, flags)
         if m.mode & ORCLOSE:
             f.on_clunk = "remove"
-        return s.pack.Rcreate(m.tag, f.node.qid(), s.half.msize - WRITE_OVERHEAD)
+        return s.pack.Rcreate(m.tag, f.node.qid(), s.half.iounit)
 
     if m.perm & DMDIR:
         if writes:

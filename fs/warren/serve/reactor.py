@@ -38,7 +38,7 @@ _READ, _WRITE = select.EPOLLIN | select.EPOLLRDHUP, select.EPOLLOUT
 class Peer:
     """One socket and its connection."""
 
-    __slots__ = ("conn", "mask", "queued", "reactor", "since", "sock", "stuck")
+    __slots__ = ("begun", "conn", "mask", "queued", "reactor", "since", "sock", "stuck")
 
     def __init__(self, reactor: Reactor, sock: socket.socket, export: Export, subject: str) -> None:
         self.reactor = reactor
@@ -46,6 +46,7 @@ class Peer:
         self.conn = Connection(export, subject, reactor.pool, reactor.spawn, self.send)
         self.mask = _READ
         self.queued = 0  # bytes that the socket did not take
+        self.begun = 0  # which frame it is that is half here
         self.since = time.monotonic()  # of the frame that is half here, or of the connection
         self.stuck = 0.0  # since when the peer has not read
 
@@ -70,17 +71,21 @@ class Peer:
         if n == 0:
             self.close("")
             return
+        self._serve(view)
+
+    def _serve(self, view: memoryview) -> None:
+        conn, half = self.conn, self.conn.half
         try:
             conn.consume(view)
         except (BadFrame, BufferError) as e:
             self.send()
             self.close(str(e))
             return
-        if not conn.half.partial:
+        if not half.partial:
             self.since = 0.0
-        elif not self.since or space is None:
-            self.since = time.monotonic()
-        if conn.half.out:
+        elif half.begun != self.begun:
+            self.begun, self.since = half.begun, time.monotonic()
+        if half.out:
             self.send()
 
     def send(self) -> None:
@@ -124,6 +129,8 @@ class Peer:
             mask = _WRITE if self.queued > self.conn.export.limits.unread else _READ | _WRITE
         else:
             self.stuck = 0.0
+        if self.conn.half.stalled:
+            mask = _WRITE
         if mask != self.mask:
             self.mask = mask
             self.reactor.epoll.modify(self.sock, mask)
@@ -135,6 +142,10 @@ class Peer:
         self.reactor.draining = False
         if self.queued < before:
             self.stuck = time.monotonic() if self.queued else 0.0
+        if self.conn.half.stalled and self.queued <= self.conn.export.limits.unread:
+            self._serve(EMPTY)
+        if not self.conn.closed:
+            self._watch()
 
     def sweep(self, now: float) -> None:
         """End it if it has kept us waiting too long."""
@@ -220,10 +231,10 @@ class Reactor:
                 peer.close("")
             self.epoll.close()
 
-    async def sweep(self) -> None:
+    async def sweep(self, patience: float) -> None:
         """End connections that keep us waiting."""
         while True:
-            await trio.sleep(_SWEEP)
+            await trio.sleep(min(_SWEEP, patience / 2))
             now = time.monotonic()
             for peer in list(self.peers.values()):
                 peer.sweep(now)

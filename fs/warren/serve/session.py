@@ -11,7 +11,7 @@ import inspect
 import time
 import traceback
 from collections.abc import Awaitable, Callable
-from errno import ENODATA, ENOENT
+from errno import EBADF, ENODATA, ENOENT
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from warren.auth.rights import READ, WALK, WRITE, Allowed
@@ -120,10 +120,10 @@ class Session:
         """The path of NAME in a directory, if the rights are held there."""
         path = directory.child(name)
         allowed: Allowed = self.grants.at(path)
-        if not allowed.mask & WALK:
-            raise absent() if what == "remove" else Refused(403, f"you may not {what} {path}")
-        if right & ~allowed.mask:
-            raise Refused(403, f"you may not {what} {path}")
+        if right & ~allowed.mask or not allowed.mask & WALK:
+            self.at = path  # what was refused is the child, not the directory that the request names
+            hidden = what == "remove" and not allowed.mask & WALK
+            raise absent() if hidden else Refused(403, f"you may not {what} {path}")
         return path
 
     # Effects
@@ -187,8 +187,10 @@ class Session:
         errno, code, line = describe(e)
         plain = plain_words(e, f"{line} trace={trace:016x}")
         text = f"{line} trace={trace:016x}"
-        if not (isinstance(m, Twalk | Txattrwalk) and errno in (ENOENT, ENODATA)):
-            self.last_error = text  # what a shell's own lookups miss must not hide the error one looks for
+        # What a shell's own lookups miss must not hide the error one looks for, nor must what was
+        # pipelined behind a refused walk and so has no fid.
+        if errno != EBADF and not (isinstance(m, Twalk | Txattrwalk) and errno in (ENOENT, ENODATA)):
+            self.last_error = text
         self.export.failed(self, type(m).__name__, path, code, detail or line, trace)
         if isinstance(m, Twrite):
             f = self.fids.get(m.fid)

@@ -1,12 +1,16 @@
 """Serving one trio stream: a memory stream in tests, standard input and output, a machine's channel."""
 
 import math
+from collections.abc import Awaitable, Callable
+from typing import Final
 
 import trio
 from warren.p9.codec import BadFrame
-from warren.serve.connection import Connection
+from warren.serve.connection import EMPTY, Connection
 from warren.serve.export import Export
 from warren.serve.pool import Pool
+
+_PIECE: Final = 64 << 10  # sent with a deadline of its own: a slow line is no peer that does not read
 
 
 async def serve_stream(
@@ -29,34 +33,39 @@ async def serve_stream(
                 await news.wait()
                 news = trio.Event()
                 while out:
-                    batch = out[:]
+                    batch = memoryview(b"".join(out))
                     out.clear()
-                    await stream.send_all(b"".join(batch))
+                    for at in range(0, len(batch), _PIECE):
+                        with trio.fail_after(export.limits.patience):
+                            await stream.send_all(batch[at : at + _PIECE])
                 sent.unpark_all()
 
         try:
-            nursery.start_soon(_quietly, send, nursery.cancel_scope)
+            nursery.start_soon(_sending, send, conn, nursery.cancel_scope)
+            half, begun, deadline = conn.half, 0, math.inf
             while True:
-                patience = export.limits.patience if conn.half.partial else math.inf
-                with trio.move_on_after(patience) as late:
+                if not half.partial:
+                    deadline = math.inf
+                elif half.begun != begun:
+                    begun, deadline = half.begun, trio.current_time() + export.limits.patience
+                with trio.move_on_at(deadline) as late:
                     data = await stream.receive_some(65536)
                 if late.cancelled_caught:
-                    why = "a frame took too long to arrive"
-                elif data:
-                    why = ""
-                    try:
-                        conn.consume(memoryview(data))
-                    except (BadFrame, BufferError) as e:
-                        why = str(e)
-                else:
+                    raise BadFrame("a frame took too long to arrive")
+                if not data:
                     break
-                if conn.half.out:
-                    kick()
-                if why:
-                    export.failed(conn.session, "connection", "-", 400, why, export.new_trace())
-                    break
-                while sum(map(len, conn.half.out)) > export.limits.unread:
-                    await sent.park()
+                view = memoryview(data)
+                while True:
+                    conn.consume(view)
+                    if half.out:
+                        kick()
+                    while sum(map(len, half.out)) > export.limits.unread:
+                        await sent.park()
+                    if not half.stalled:
+                        break
+                    view = EMPTY
+        except (BadFrame, BufferError) as e:
+            _record(conn, str(e))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
@@ -64,9 +73,16 @@ async def serve_stream(
             nursery.cancel_scope.cancel()
 
 
-async def _quietly(work: object, scope: trio.CancelScope) -> None:
+async def _sending(work: Callable[[], Awaitable[None]], conn: Connection, scope: trio.CancelScope) -> None:
     """A peer that hangs up while we send ends the connection, and is no error of ours."""
     try:
-        await work()  # type: ignore[operator]
+        await work()
+    except trio.TooSlowError:
+        _record(conn, "replies were not read in time")
+        scope.cancel()
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         scope.cancel()
+
+
+def _record(conn: Connection, why: str) -> None:
+    conn.export.failed(conn.session, "connection", "-", 400, why, conn.export.new_trace())

@@ -259,7 +259,7 @@ class Ctl(Node):
         for value in vars(cls).values():
             if isinstance(v := getattr(value, "_verb", None), Verb):
                 if hasattr(Ctl, v.method.__name__):
-                    raise TypeError(f"{v.method.__name__} is a method of every file: call the verb's {v.name}_")
+                    raise TypeError(f"{v.method.__name__} is a method of every file: name it {v.name}_")
                 found[v.name] = v
         cls.verbs = found
 

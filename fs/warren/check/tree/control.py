@@ -176,7 +176,7 @@ async def nobody(at: Place) -> None:
     async with scene(at, row("read,write,create,remove", "/**")) as now, at.talk(now.export) as talk:
         before = len(await explore(now.talk)), ran(now.export)
         for spot in now.spots:
-            if not spot.node.is_ctl:
+            if not (spot.node.is_ctl or isinstance(spot.node, Ctl | Clone)):
                 continue
             for flags in (os.O_RDONLY, os.O_RDWR, os.O_WRONLY | os.O_TRUNC):
                 await refused(

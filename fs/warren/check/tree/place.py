@@ -279,8 +279,13 @@ async def serving(export: Export, subject: str) -> AsyncIterator[trio.abc.Stream
     """The client's end of a memory stream to EXPORT. Closing it is what ends the server's task."""
     ours, theirs = memory_stream_pair()
     failed: Exception | None = None
+
+    async def serve() -> None:
+        async with theirs:
+            await serve_stream(export, theirs, subject)
+
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve_stream, export, theirs, subject)
+        nursery.start_soon(serve)
         try:
             yield ours
         except Exception as e:  # raised below, outside the nursery, which would wrap it in a group
