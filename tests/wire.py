@@ -11,7 +11,6 @@ What the server sends is checked as it arrives: every frame whole, of the dialec
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
@@ -51,7 +50,7 @@ from warren.traces.ring import TraceRing
 from warren.tree import Node
 
 EVERYTHING = ("any read,write,create,remove,ctl /**",)
-PATIENCE = 30  # seconds for a reply that a test counts on
+PATIENCE = 8  # seconds for a reply that a test counts on
 O_RDONLY, O_WRONLY, O_RDWR, O_TRUNC, O_NONBLOCK = 0, 1, 2, 0o1000, 0o4000
 R = TypeVar("R", bound=Message)
 
@@ -216,30 +215,44 @@ async def served(
         nursery.cancel_scope.cancel()
 
 
+class Listening:
+    """A tree on a real socket, and the connections to it, closed at the end."""
+
+    def __init__(self, export: Export, address: str) -> None:
+        self.export = export
+        self.address = address
+        self.wires: list[Wire] = []
+
+    async def connect(self) -> Wire:
+        scheme, where, *port = self.address.split("!")
+        stream: trio.SocketStream
+        if scheme == "unix":
+            stream = await trio.open_unix_socket(where)
+        else:
+            stream = await trio.open_tcp_stream(where, int(port[0]))
+        self.wires.append(Wire(stream))
+        return self.wires[-1]
+
+    async def dial(self, version: str = DOTL, msize: int = 65536) -> Wire:
+        wire = await self.connect()
+        await wire.version(version, msize)
+        await wire.attach()
+        return wire
+
+
 @asynccontextmanager
 async def listened(
     root: Node,
     address: str = "tcp!127.0.0.1!0",
     allow: Sequence[str] = EVERYTHING,
     limits: Limits | None = None,
-) -> AsyncIterator[tuple[Export, str]]:
-    """ROOT on a real socket; gives the export and the address."""
+) -> AsyncIterator[Listening]:
+    """ROOT behind an export, listening on ADDRESS."""
     export = export_of(root, allow, limits)
     async with listening(export, [address]) as names:
-        yield export, names[0]
-
-
-async def connected(address: str) -> Wire:
-    """A connection to `tcp!host!port` or `unix!path`."""
-    scheme, where, *port = address.split("!")
-    if scheme == "unix":
-        return Wire(await trio.open_unix_socket(Path(where)))
-    return Wire(await trio.open_tcp_stream(where, int(port[0])))
-
-
-async def dialled(address: str, version: str = DOTL, msize: int = 65536) -> Wire:
-    """A connection that is attached as fid 0."""
-    wire = await connected(address)
-    await wire.version(version, msize)
-    await wire.attach()
-    return wire
+        made = Listening(export, names[0])
+        try:
+            yield made
+        finally:
+            for wire in made.wires:
+                await trio.aclose_forcefully(wire.stream)

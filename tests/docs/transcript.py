@@ -112,9 +112,9 @@ class Terminals:
         self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None
     ) -> None:
         for process in (self.second, self.shell):
-            if process is not None and process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
             if process is not None:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGTERM)
                 process.wait(PATIENCE)
                 for end in (process.stdin, process.stdout):
                     if end is not None:
@@ -160,10 +160,12 @@ class Terminals:
                 os.killpg(self.second.pid, signal.SIGINT)
                 assert not self.second_lines.all()
                 self.second.wait(PATIENCE)
+                assert self.second.stdout is not None
+                self.second.stdout.close()
                 return
             came = self.second_lines.next()
             assert came is not None, f"the second terminal does not show {line!r}"
-            assert form(self.there(came)) == form(line)
+            assert form(self.there(came)) == form(line), f"the second terminal shows {came!r}, not {line!r}"
 
     def _settled(self) -> None:
         """Return once the second terminal's process has a socket, and it and the server it talks to sleep.

@@ -172,33 +172,49 @@ def _write_packer(cls: type[Message], fields: list[tuple[str, Kind]], traced: bo
         out.append(f" return _s({inner})")
         env: dict[str, Any] = {"_s": struct.Struct(fmt).pack}
     else:
-        env = {"_head": HEADER.pack, "_untext": untext, "_stat": pack_stat, "_qid": _QID.pack}
-        env["_join"] = b"".join
-        out.append(" _parts = []")
-        for number, (name, kind) in enumerate(fields):
+        # Each variable field becomes bytes first; then every run of fixed fields, with the length that
+        # follows it, is one struct call. The first run carries the header.
+        env = {"_untext": untext, "_stat": pack_stat, "_qid": _QID.pack, "_join": b"".join}
+        make = {
+            "str": "_untext({n})",
+            "stat": "_stat({n})",
+            "data": "{n}",
+            "names": "_join([len(_r).to_bytes(2, 'little') + _r for _r in map(_untext, {n})])",
+            "qids": "_join([_qid(*_q) for _q in {n}])",
+        }
+        pieces: list[str] = []
+        fmt, run = "IBH", ["_size", str(cls.type), "tag"]
+        fixed_size = struct.calcsize("<IBH")
+        for name, kind in fields:
             if kind.name == "int":
-                env[f"_i{number}"] = struct.Struct("<" + kind.fmt).pack
-                out.append(f" _parts.append(_i{number}({name}))")
-            elif kind.name == "qid":
-                out.append(f" _parts.append(_qid(*{name}))")
-            elif kind.name == "str":
-                out.append(f" _raw = _untext({name}); _parts += (len(_raw).to_bytes(2, 'little'), _raw)")
-            elif kind.name == "stat":
-                out.append(f" _raw = _stat({name}); _parts += (len(_raw).to_bytes(2, 'little'), _raw)")
-            elif kind.name == "data":
-                out.append(f" _parts += (len({name}).to_bytes(4, 'little'), {name})")
-            else:
-                out.append(f" _parts.append(len({name}).to_bytes(2, 'little'))")
-                out.append(f" for _one in {name}:")
-                if kind.name == "names":
-                    out.append("  _raw = _untext(_one); _parts += (len(_raw).to_bytes(2, 'little'), _raw)")
-                else:
-                    out.append("  _parts.append(_qid(*_one))")
+                fmt, run = fmt + kind.fmt, [*run, name]
+                continue
+            if kind.name == "qid":
+                fmt, run = fmt + "BIQ", [*run, f"{name}[0]", f"{name}[1]", f"{name}[2]"]
+                continue
+            raw = f"_v{len(pieces)}"
+            out.append(f" {raw} = {make[kind.name].format(n=name)}")
+            counted = name if kind.name in ("names", "qids") else raw
+            fmt, run = fmt + ("I" if kind.name == "data" else "H"), [*run, f"len({counted})"]
+            pieces += [_packed(env, fmt, run), raw]
+            fixed_size += struct.calcsize("<" + fmt) - (fixed_size if len(pieces) == 2 else 0)
+            fmt, run = "", []
         if traced:
-            out.append(" _parts.append(trace.to_bytes(8, 'little'))")
-        out.append(" _body = _join(_parts)")
-        out.append(f" return _head(7 + len(_body), {cls.type}, tag) + _body")
+            fmt, run = fmt + "Q", [*run, "trace"]
+        if fmt:
+            pieces.append(_packed(env, fmt, run))
+            fixed_size += struct.calcsize("<" + fmt)
+        lengths = " + ".join(f"len({p})" for p in pieces if p.startswith("_v"))
+        out.append(f" _size = {fixed_size} + {lengths}")
+        out.append(f" return _join(({', '.join(pieces)}))")
     return _compile("\n".join(out), "pack", env)
+
+
+def _packed(env: dict[str, Any], fmt: str, run: list[str]) -> str:
+    """An expression that packs RUN; its struct goes into ENV."""
+    name = f"_s{len(env)}"
+    env[name] = struct.Struct("<" + fmt).pack
+    return f"{name}({', '.join(run)})"
 
 
 def _compile(source: str, name: str, env: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from warren.p9.fields import NOFID, QTDIR, Qid
 from warren.p9.messages import Tattach, Tauth, Tclunk, Tread, Tremove, Twalk, Twrite
 from warren.serve.fid import Fid, Place
 from warren.serve.session import Frame, Parts, Reply, Session
-from warren.tree import Bytes, Call, CloneHandle, Ctl, CtlHandle, Handle, Node, Refused, absent
+from warren.tree import Bytes, Call, Clone, CloneHandle, Ctl, CtlHandle, Handle, Node, Refused, absent
 
 O_ACCMODE, O_WRONLY, O_RDWR = 0o3, 0o1, 0o2
 O_CREAT, O_EXCL, O_TRUNC, O_NONBLOCK = 0o100, 0o200, 0o1000, 0o4000
@@ -175,7 +175,9 @@ def open_fid(s: Session, m_trace: int, f: Fid, flags: int, done: Callable[[], Fr
         take(s, f, handle, flags)
         return done()
 
-    if writes or flags & O_TRUNC:
+    if isinstance(node, Clone) and f.place.above is None:
+        raise Refused(400, "what a clone file makes stands beside it: attach to its directory")
+    if writes or flags & O_TRUNC or isinstance(node, Clone):
         detail = "truncate" if flags & O_TRUNC else ""
         return s.effect("open", f.place.path, detail, m_trace, lambda: node.open(flags, s), opened)
     handle = node.open(flags, s)
@@ -190,6 +192,7 @@ async def _open_later(coming: Awaitable[Handle], opened: Callable[[Handle], Fram
 
 def take(s: Session, f: Fid, handle: Handle, flags: int) -> None:
     """The fid is open now. One that opened a clone file has become the new object's ctl."""
+    still_free(f, handle)
     if isinstance(handle, CloneHandle):
         above = f.place.above
         assert above is not None
@@ -202,6 +205,13 @@ def take(s: Session, f: Fid, handle: Handle, flags: int) -> None:
         f.allowed = s.grants.at(f.place.path)
     f.handle, f.flags = handle, flags
     f.reads, f.writes = flags & O_ACCMODE in (0, O_RDWR), flags & O_ACCMODE in (O_WRONLY, O_RDWR)
+
+
+def still_free(f: Fid, handle: Handle) -> None:
+    """While an open waited (for the audit, for the disk) the fid may have been opened or clunked."""
+    if f.handle is not None or f.gone:
+        handle.abandon()
+        raise Refused(400, "the fid was opened or clunked meanwhile", errno=9)
 
 
 def tread(s: Session, m: Tread) -> Reply:
@@ -326,6 +336,12 @@ def tclunk(s: Session, m: Tclunk) -> Reply:
     if f.on_clunk == "remove":
         return _remove(s, m.tag, m.trace, m.fid, f, s.pack.Rclunk)
     del s.fids[m.fid]
+    if f.seq != s.export.seq and f.writes:
+        try:
+            s.decide(f)
+        except Refused:
+            s.release(f)  # what was gathered may no longer be committed
+            raise
     done = clunk(s, f)
     if done is None:
         return s.pack.Rclunk(m.tag)
@@ -341,6 +357,7 @@ def clunk(s: Session, f: Fid) -> Awaitable[None] | None:
     """Let go of a fid that the client gave up: what it has open is closed, which may commit."""
     for parked in list(f.parked or ()):
         parked.cancel("clunked")
+    f.gone = True
     if f.locked is not None:
         s.unlock(f)
     handle, f.handle = f.handle, None
@@ -378,7 +395,7 @@ def _remove(s: Session, tag: int, trace: int, number: int, f: Fid, pack: Callabl
             lambda: above.node.unlink(place.name, None, f.node), lambda _: pack(tag),
         )  # fmt: skip
     finally:
-        clunk(s, f)
+        s.release(f, "clunked")  # nothing is committed to what is being removed
 
 
 def may_gain(s: Session, old: str, new: str) -> None:

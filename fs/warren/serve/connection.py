@@ -105,17 +105,19 @@ class Connection:
                     calls = self._special(m)
                     continue
                 reply = call(session, m)
+            except BadFrame:
+                raise
             except Exception as e:
                 out(session.refusal(m, e, session.at))
                 continue
             done += 1
             if reply.__class__ is bytes:
                 out(reply)
-                room -= len(reply)  # type: ignore[arg-type]
+                room -= len(reply)
                 note((now, number, cls, session.at, 0))
             elif reply.__class__ is list:
                 half.out += reply
-                room -= len(reply[-1])  # type: ignore[index]
+                room -= len(reply[-1])
                 note((now, number, cls, session.at, 0))
                 if room < 0:
                     batch.close()  # a segment of small reads can ask for more than memory holds

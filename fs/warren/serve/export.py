@@ -88,7 +88,8 @@ class Export:
         """Record an error; denials are audited too."""
         self.trace.fail(Entry(time.time(), session.number, op, path, code, trace, text))
         if code in (401, 403):
-            self.audit.note(Event(session.number, session.subject, op, path, "denied", trace), code)
+            shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            self.audit.note(Event(session.number, session.subject, op, shown, "denied", trace), code)
 
     def refused_connection(self, why: str) -> None:
         """A connection was turned away before it was one."""

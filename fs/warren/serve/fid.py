@@ -39,8 +39,8 @@ class Fid:
     """What a client's number stands for, and what was decided about it."""
 
     __slots__ = (
-        "allowed", "attr", "flags", "handle", "listing", "locked", "moved", "node", "on_clunk", "packed",
-        "pages", "parked", "place", "reads", "seq", "told", "writes",
+        "allowed", "attr", "flags", "gone", "handle", "listing", "locked", "moved", "node", "on_clunk",
+        "packed", "pages", "parked", "place", "reads", "seq", "told", "writes",
     )  # fmt: skip
 
     def __init__(self, place: Place, allowed: Allowed, seq: int) -> None:
@@ -53,6 +53,7 @@ class Fid:
         self.packed = b""
         self.reads = self.writes = False
         self.flags = 0
+        self.gone = False  # clunked, though work begun on it may still end
         self.moved = 0  # bytes written, for the audit's record at clunk
         self.told: bytes | None = None  # the error of a write, to be read back
         self.listing: list[Dirent] | None = None

@@ -20,6 +20,7 @@ from warren.serve.calls import (
     open_fid,
     rename,
     rread,
+    still_free,
     take,
 )
 from warren.serve.fid import Fid, Place
@@ -93,6 +94,7 @@ def _may_use(s: Session, path: str, flags: int) -> None:
 
 def become(s: Session, f: Fid, name: str, path: str, node: Node, handle: Handle, flags: int) -> None:
     """A create moves its fid to what was made."""
+    still_free(f, handle)
     if f.place.held is not None:
         f.place.held.release()
     f.place = Place(node, name, f.place, path)
@@ -180,7 +182,14 @@ def tunlinkat(s: Session, m: p9.Tunlinkat) -> Reply:
 def treadlink(s: Session, m: p9.Treadlink) -> Reply:
     f = s.fid(m.fid)
     s.need(f, READ, "read")
-    return later(s, f.node.readlink(), lambda target: s.pack.Rreadlink(m.tag, target))
+    return later(s, f.node.readlink(), lambda target: fitting(s, s.pack.Rreadlink(m.tag, target)))
+
+
+def fitting(s: Session, frame: bytes) -> bytes:
+    """A reply whose length nobody could choose, if this session can carry it."""
+    if len(frame) > s.half.msize:
+        raise Refused(413, f"the answer does not fit the session's msize of {s.half.msize}")
+    return frame
 
 
 def tstatfs(s: Session, m: p9.Tstatfs) -> Reply:
@@ -234,10 +243,12 @@ def txattrwalk(s: Session, m: p9.Txattrwalk) -> Reply:
 
     def walked(value: object) -> Frame:
         raw = value if isinstance(value, bytes) else b"".join(untext(n) + b"\0" for n in value)  # type: ignore[attr-defined]
+        if m.newfid != m.fid:
+            s.unused(m.newfid)  # it was, but the answer may have taken its time
         made = new_fid(s, m.newfid, f.place)
         made.handle, made.reads = _XattrRead(raw), True
         if m.newfid == m.fid:
-            s.release(f)
+            s.release(f, "clunked")
         return s.pack.Rxattrwalk(m.tag, len(raw))
 
     return later(s, f.node.getxattr(m.name) if m.name else f.node.xattrs(), walked)

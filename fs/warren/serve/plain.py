@@ -21,7 +21,7 @@ from warren.serve.calls import (
     tread,
 )
 from warren.serve.fid import Fid
-from warren.serve.linux import become, change, later, visible
+from warren.serve.linux import become, change, fitting, later, visible
 from warren.serve.session import Frame, Reply, Session
 from warren.tree import Attr, Changes, Handle, Maybe, Node, Refused
 from warren.tree.errors import absent
@@ -40,6 +40,10 @@ def _flags(s: Session, mode: int, path: str) -> int:
         raise Refused(403, f"you may not remove {path}")
     access = 0 if mode & 3 == OEXEC else mode & 3
     return access | (0o1000 if mode & OTRUNC else 0)
+
+
+def tauth(s: Session, m: p9.Tauth) -> Reply:
+    return s.pack.Rerror(m.tag, "authentication not required")  # the words that clients know
 
 
 def topen(s: Session, m: p9.Topen) -> Reply:
@@ -110,7 +114,7 @@ def stat_of(name: str, a: Attr) -> Stat:
 
 def tstat(s: Session, m: p9.Tstat) -> Reply:
     f = s.fid(m.fid)
-    return later(s, f.node.attr(), lambda a: s.pack.Rstat(m.tag, stat_of(f.place.name, a)))
+    return later(s, f.node.attr(), lambda a: fitting(s, s.pack.Rstat(m.tag, stat_of(f.place.name, a))))
 
 
 def twstat(s: Session, m: p9.Twstat) -> Reply:
@@ -255,5 +259,5 @@ async def _stats(s: Session, f: Fid, handle: Handle) -> list[bytes]:
 
 
 PLAIN = CALLS | {
-    p9.Topen: topen, p9.Tcreate: tcreate, p9.Tstat: tstat, p9.Twstat: twstat, p9.Tread: tread_plain,
+    p9.Tauth: tauth, p9.Topen: topen, p9.Tcreate: tcreate, p9.Tstat: tstat, p9.Twstat: twstat, p9.Tread: tread_plain,
 }  # fmt: skip

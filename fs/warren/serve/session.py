@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from errno import EBADF, ENODATA, ENOENT
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from warren.auth.rights import READ, WALK, WRITE, Allowed
+from warren.auth.rights import CTL, READ, WALK, WRITE, Allowed
 from warren.p9.codec import BadValue
 from warren.p9.messages import Message, Twalk, Twrite, Txattrwalk
 from warren.serve.fid import Fid, Place
@@ -75,7 +75,8 @@ class Session:
             raise Refused(403, "this was allowed and is no longer")
         if f.handle is not None:
             may = f.allowed.mask
-            if not f.node.is_ctl and ((f.reads and not may & READ) or (f.writes and not may & WRITE)):
+            need = CTL if f.node.is_ctl else READ * f.reads | WRITE * f.writes
+            if need & ~may:
                 raise Refused(403, "this was allowed and is no longer")
         f.seq = self.export.seq  # not before: a fid that was refused is decided again at its next use
 
@@ -89,6 +90,8 @@ class Session:
                 except Refused:
                     for parked in list(f.parked):
                         parked.cancel("revoked")
+            if f.locked and not self.grants.at(f.place.path).mask & WRITE:
+                self.unlock(f)
 
     def moved(self, old: str, new: str, above: Place | None) -> None:
         """Paths at or below OLD are now at or below NEW; ABOVE is the new directory if we moved it.
@@ -133,7 +136,7 @@ class Session:
         do: Callable[[], Maybe[T]], finish: Callable[[T], Frame],
     ) -> Reply:  # fmt: skip
         """Record the intent, act, record the outcome, answer. Refused intents have no effect."""
-        event = Event(self.number, self.subject, op, path, detail, trace)
+        event = Event(self.number, self.subject, op, legible(path), legible(detail), trace)
         number, wait = self.export.audit.intent(event)
         if wait is not None:
             return self._effect_later(event, number, wait.durable(), do, finish)
@@ -208,6 +211,7 @@ class Session:
         """The fid is gone without a clunk of its own: the same, but nothing is committed."""
         for parked in list(f.parked or ()):
             parked.cancel(cause)
+        f.gone = True
         if f.handle is not None:
             f.handle.abandon()
             self.account(f)
@@ -227,7 +231,7 @@ class Session:
         """One audit record for the data of an open fid, with its byte count."""
         if f.moved:
             self.export.audit.note(
-                Event(self.number, self.subject, "wrote", f.place.path, f"bytes={f.moved}"), 0
+                Event(self.number, self.subject, "wrote", legible(f.place.path), f"bytes={f.moved}"), 0
             )
             f.moved = 0
 
@@ -241,6 +245,13 @@ class Session:
         """The connection is gone."""
         self.reset()
         self.export.sessions.discard(self)
+
+
+def legible(words: str) -> str:
+    """For the audit: the bytes of a name that is no UTF-8 are spelled out."""
+    if words.isascii():
+        return words
+    return words.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class Packers:

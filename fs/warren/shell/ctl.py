@@ -99,11 +99,12 @@ def verbs(text: bytes) -> Iterator[Verb]:
 
 async def _command(files: Files, path: str, line: bytes) -> bytes | None:
     async with await files.open(path, os.O_RDWR) as file:
-        # A ctl file that has nothing to answer goes on saying what it said before.
+        # A ctl file that has nothing to answer goes on saying what it said before: its help, or the
+        # name of what a clone file just made, which nobody could find otherwise.
         before = await file.pread(file.payload, 0)
         await file.write(line)
         after = await file.pread(file.payload, 0)
-    return None if after == before else after
+    return None if after == before and b"  # " in before else after
 
 
 def _line(words: Sequence[str]) -> bytes:

@@ -379,16 +379,17 @@ class Life(Dir):
     def finish(self) -> None:
         """Stop being kept: ends now, or when the last holder leaves."""
         self.kept = False
-        self._end_if_left()
+        self.let_go()
 
     def hold(self) -> None:
         self.holders += 1
 
     def release(self) -> None:
         self.holders -= 1
-        self._end_if_left()
+        self.let_go()
 
-    def _end_if_left(self) -> None:
+    def let_go(self) -> None:
+        """End unless somebody is inside or it is kept."""
         if not (self.holders or self.kept or self.ended):
             self.ended = True
             self.end()
@@ -400,3 +401,7 @@ class CloneHandle(CtlHandle):
     def __init__(self, life: Life) -> None:
         super().__init__(life.ctl, f"{life.name}\n")
         self.life = life
+
+    def abandon(self) -> None:
+        """Nobody entered: the object must not wait for somebody to leave."""
+        self.life.let_go()

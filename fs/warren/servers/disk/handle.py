@@ -56,18 +56,21 @@ def _host_flags(kept: int) -> int:
     return flags
 
 
+# Resolved once: a name below it is half a microsecond nearer than the whole path.
+_descriptors: Final = os.open("/proc/self/fd", os.O_PATH | os.O_CLOEXEC)
+
+
 def reopen(fd: int, flags: int) -> int:
     """A new descriptor of the very inode that FD names, wherever it lies by now."""
     try:
-        return os.open(f"/proc/self/fd/{fd}", flags)
+        return os.open(str(fd), flags, dir_fd=_descriptors)
     except OSError as e:
         raise told(e) from None
 
 
-class Descriptor:
-    """Closed when nobody refers to it: not before a thread that uses it is done."""
-
-    __slots__ = ("fd",)
+class Opened(Handle):
+    """What files and directories have in common. The descriptor is closed with the last reference, so
+    a thread that is still syncing it never finds another file behind its number."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -75,33 +78,16 @@ class Descriptor:
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         close(self.fd)
 
-
-class Opened(Handle):
-    """What files and directories have in common."""
-
-    def __init__(self, fd: int) -> None:
-        self._descriptor: Descriptor | None = Descriptor(fd)
-        self.fd = fd
-
     def fsync(self) -> Maybe[None]:
         return self._sync(os.fsync)
 
     async def _sync(self, sync: Callable[[int], None]) -> None:
         """Cancelled means it may still happen, which harms nobody."""
-        descriptor = self._descriptor
 
         def run() -> None:
-            if descriptor is not None:
-                sync(descriptor.fd)
+            sync(self.fd)
 
         await trio.to_thread.run_sync(run, abandon_on_cancel=True)
-
-    def close(self) -> None:
-        self._descriptor = None
-        self.fd = -1
-
-    def abandon(self) -> None:
-        self.close()
 
 
 class OpenFile(Opened):
