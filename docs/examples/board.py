@@ -15,22 +15,7 @@ is kept until it is closed.
 
 from collections.abc import Iterable, Mapping
 
-from warren.tree import (
-    Caller,
-    Clone,
-    Ctl,
-    Dir,
-    File,
-    Life,
-    Maybe,
-    Node,
-    Refused,
-    Ring,
-    Sink,
-    Stream,
-    Text,
-    verb,
-)
+from warren.tree import Clone, Ctl, Dir, File, Life, Maybe, Node, Refused, Ring, Sink, Stream, Text, verb
 from warren.tree.ports import Clock
 
 TOPICS, NOTES, LONGEST = 256, 500, 4096
@@ -140,12 +125,11 @@ class BoardCtl(Ctl):
         self.board = board
 
     @verb
-    def open_(self, topic: str, title: str = "untitled", *, caller: Caller) -> str:
-        """Open TOPIC for good; the answer says who may have done so."""
+    def open_(self, topic: str, title: str = "untitled") -> None:
+        """Open TOPIC, to stay until it is closed."""
         if self.board.lookup(topic) is not None or not topic.isidentifier():
             raise Refused(409, f"{topic!r} is taken, or is no name of letters, digits and _")
         self.board.add(topic, title).life.keep()
-        return f"opened by {caller.subject}"
 
     @verb
     def close(self, topic: str) -> None:

@@ -130,7 +130,7 @@ class Terminals:
         """Run a command in the first terminal: its status and what it printed."""
         assert self.shell.stdin is not None
         self.shell.stdin.write(f"{{ {self.here(command)}\n}} </dev/null; printf '\\n\\001%s\\n' $?\n".encode())
-        came = []
+        came: list[str] = []
         while (line := self.lines.next()) is not None:
             if line.startswith("\1"):
                 if came and not came[-1]:

@@ -336,7 +336,7 @@ def tclunk(s: Session, m: Tclunk) -> Reply:
     if f.on_clunk == "remove":
         return _remove(s, m.tag, m.trace, m.fid, f, s.pack.Rclunk)
     del s.fids[m.fid]
-    if f.seq != s.export.seq and f.writes:
+    if f.seq != s.export.seq and f.writes and not f.node.is_ctl:
         try:
             s.decide(f)
         except Refused:

@@ -124,24 +124,22 @@ class Peer:
             out[:] = [b"".join(out)]  # a peer that does not read must not cost a walk over every reply
         self.queued = sum(map(len, out)) if out else 0
         mask = _READ
-        if self.queued:
+        stalled = self.conn.half.stalled
+        if self.queued or stalled:
             self.stuck = self.stuck or time.monotonic()
-            mask = _WRITE if self.queued > self.conn.export.limits.unread else _READ | _WRITE
+            wait = stalled or self.queued > self.conn.export.limits.unread
+            mask = _WRITE if wait else _READ | _WRITE
         else:
             self.stuck = 0.0
-        if self.conn.half.stalled:
-            mask = _WRITE
         if mask != self.mask:
             self.mask = mask
             self.reactor.epoll.modify(self.sock, mask)
 
     def writable(self) -> None:
-        before = self.queued
+        self.stuck = time.monotonic()  # there is room: the peer has read
         self.reactor.draining = True
         self.send()
         self.reactor.draining = False
-        if self.queued < before:
-            self.stuck = time.monotonic() if self.queued else 0.0
         if self.conn.half.stalled and self.queued <= self.conn.export.limits.unread:
             self._serve(EMPTY)
         if not self.conn.closed:

@@ -157,7 +157,7 @@ class File(Node):
         return Attr(self.qid(), 0o100000 | self.mode, size=size, blocks=-(-size // 512))
 
     def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
-        if flags & O_ACCMODE and self.write_at is None:
+        if flags & (O_ACCMODE | O_TRUNC) and self.write_at is None:
             raise Refused(403, "this file cannot be written")
         if flags & O_TRUNC and flags & O_ACCMODE:
             if self.truncate is None:

@@ -76,6 +76,7 @@ async def created(at: Place) -> None:
         )
         async with await files.open(path, os.O_RDWR | os.O_CREAT) as file:
             same(await file.pread(100, 0), b"hello, World", path, "what O_CREAT leaves of it")
+            same(file.qid, (await file.stat()).qid, path, "its qid by open, against getattr,")
         version = entry.qid.version
         await files.write(path, b"J", truncate=False)
         entry = await files.stat(path)

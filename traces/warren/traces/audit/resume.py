@@ -1,0 +1,126 @@
+"""What a restart finds: where the chain ended, what was cut short behind it, and which intents are open.
+
+Only the newest segment is read, since its `carried` lines name what was open when it began. What lies
+behind its last good line is never dropped. If it has no end of line it is the rest of a line that a
+crash cut short, and is `torn`. Anything else did not come from a crash of this program alone: a disk that lost power,
+or a hand; it is `damaged`, and verifying will say so for ever.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from warren.traces.audit.lines import GENESIS, Place, chained, parse, unseal
+from warren.traces.audit.reading import pieces, segments
+
+
+class Tail(NamedTuple):
+    """Bytes that are no audit, as they will lie in the file once a line follows them."""
+
+    kind: str  # torn, damaged
+    size: int
+    sha256: str
+    ended: bool  # it has an end of line already
+    apart: str = ""  # the file it was moved to, of a segment that had not one good line
+
+
+class Found(NamedTuple):
+    """The state of a directory."""
+
+    at: Place
+    chain: str
+    began: float
+    size: int
+    open: set[int]
+    tails: list[Tail]
+    unended: bool  # the last good line lacks nothing but its end
+
+
+EMPTY = Found(Place(0, 0, 0, GENESIS), "", 0.0, 0, set(), [], False)
+
+
+def find(directory: Path) -> Found:
+    """Read the newest segment; one without a good line is set apart and the one before is read."""
+    apart: list[Tail] = []
+    for number, path in reversed(segments(directory)):
+        found = _scan(number, path)
+        if found is not None:
+            return found._replace(tails=found.tails + apart[::-1])
+        apart.append(_set_apart(path))
+    return EMPTY._replace(tails=apart[::-1])
+
+
+def _scan(number: int, path: Path) -> Found | None:
+    """None if not even the first line is good."""
+    at, chain, began = Place(number, 0, 0, GENESIS), "", 0.0
+    open_intents: set[int] = set()
+    good = count = 0
+    unended = bad = False
+    tail = _Digest()
+    for raw in pieces(path):
+        count += 1
+        whole = raw if raw.endswith(b"\n") else raw + b"\n"
+        taken, line = unseal(whole), parse(whole)
+        if not bad and taken is not None and line is not None:
+            body, stated = taken
+            first = count == 1 and line.kind == "begin"
+            previous = line.after.encode() if first else at.h
+            if (first or at.line) and chained(previous, body) == stated:
+                if first:
+                    chain, began = line.chain, line.ts
+                at = Place(number, count, line.seq, stated)
+                good += len(raw)
+                unended = raw is not whole
+                if line.kind == "intent":
+                    open_intents.add(line.seq)
+                elif line.kind == "outcome":
+                    open_intents.discard(line.of)
+                elif line.kind == "carried":
+                    open_intents.update(line.open)
+                elif line.kind == "recovered":
+                    open_intents.difference_update(line.open)
+                continue
+        bad = True
+        tail.add(raw)
+    if not at.line:
+        return None
+    return Found(at, chain, began, good, open_intents, [tail.made()] if tail.size else [], unended)
+
+
+class _Digest:
+    """Of bytes that come in parts."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._sum = hashlib.sha256()
+        self._ends = 0
+        self._last = b""
+
+    def add(self, raw: bytes) -> None:
+        self.size += len(raw)
+        self._sum.update(raw)
+        self._ends += raw.endswith(b"\n")
+        self._last = raw[-1:]
+
+    def made(self, apart: str = "") -> Tail:
+        ended = self._last == b"\n" or bool(apart)
+        if not ended:
+            self._sum.update(b"\n")
+        kind = "damaged" if self._ends else "torn"
+        return Tail(kind, self.size + (not ended), self._sum.hexdigest(), ended, apart)
+
+
+def _set_apart(path: Path) -> Tail:
+    digest = _Digest()
+    for raw in pieces(path):
+        digest.add(raw)
+    number = 0
+    while (kept := path.with_name(f"{path.stem}.{number}.apart")).exists():
+        number += 1
+    os.rename(path, kept)
+    return digest.made(kept.name)
+
+
