@@ -5,7 +5,7 @@
 """
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from warren.p9 import messages
@@ -31,7 +31,7 @@ def protocol() -> str:
         "path, *opened* was decided when the fid was opened, *session* concerns nothing but the caller's "
         "own conversation.\n",
     ]
-    kinds = {
+    kinds: dict[str, Callable[[type[messages.Message]], bool]] = {
         "Common to all dialects": lambda m: len(m.dialects) == 3,
         f"{messages.DOTL} and {messages.WARREN}": lambda m: m.dialects == messages.LINUX,
         f"Plain {messages.PLAIN}": lambda m: m.dialects == (messages.PLAIN,),
@@ -67,7 +67,7 @@ def servers() -> str:
     return "\n".join(out)
 
 
-PAGES = {"protocol.md": protocol, "servers.md": servers, "cli.md": lambda: f"{_MADE}\n{cli()}"}
+PAGES: dict[str, Callable[[], str]] = {"protocol.md": protocol, "servers.md": servers, "cli.md": lambda: f"{_MADE}\n{cli()}"}
 
 
 def main() -> None:

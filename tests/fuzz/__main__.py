@@ -7,22 +7,27 @@ minimised; an input that breaks something is saved to crashes/ and the exit stat
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
 SHARES = {"decoder": 0.15, "session": 0.85}
 LONGEST = {"decoder": 400, "session": 700}
 KEPT = {"decoder": 110, "session": 170}
-INSTRUMENTED = ["warren.p9", "warren.serve", "warren.tree", "warren.auth", "warren.servers", "tests.fuzz.targets"]
+INSTRUMENTED = [
+    "warren.p9",
+    "warren.serve",
+    "warren.tree",
+    "warren.auth",
+    "warren.servers",
+    "tests.fuzz.targets",
+]
 
 
 def fuzz(target: str, arguments: list[str]) -> None:
     """Become the fuzzer; never returns."""
-    import atheris
+    import atheris  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
     with atheris.instrument_imports(include=INSTRUMENTED):
         from warren.p9 import codec
@@ -40,41 +45,33 @@ def run(target: str, *arguments: str) -> int:
     return subprocess.run(command, cwd=HERE.parent.parent, preexec_fn=lambda: os.nice(19)).returncode
 
 
-def minimise(target: str) -> None:
-    """The smallest inputs that together reach what the corpus reaches."""
-    corpus = HERE / "corpus" / target
-    with tempfile.TemporaryDirectory() as kept:
-        if run(target, "-merge=1", f"-max_len={LONGEST[target]}", kept, str(corpus)):
-            return
-        found = sorted(Path(kept).iterdir(), key=lambda path: path.stat().st_size)
-        if found:
-            shutil.rmtree(corpus)
-            corpus.mkdir()
-            # Coverage is won by the small ones first; a cap keeps the repository small.
-            for path in found[: KEPT[target]]:
-                shutil.copy(path, corpus / path.name)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--target", choices=sorted(SHARES), help="only this one; further words go to libFuzzer")
+    parser.add_argument(
+        "--target", choices=sorted(SHARES), help="only this one; further words go to libFuzzer"
+    )
     options, rest = parser.parse_known_args()
     if options.target:
         fuzz(options.target, rest)
     status = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--hypothesis-profile=fuzz", "tests/p9"], cwd=HERE.parent.parent
+        [sys.executable, "-m", "pytest", "-q", "--hypothesis-profile=fuzz", "tests/p9"],
+        cwd=HERE.parent.parent,
     ).returncode
     crashes = HERE / "crashes"
     crashes.mkdir(exist_ok=True)
+    from tests.fuzz.minimise import minimise
+    from tests.fuzz.targets import TARGETS
+
     for target, share in SHARES.items():
-        print(f"fuzzing {target}", flush=True)
+        seconds = max(1, int(options.minutes * 60 * share))
+        print(f"fuzzing {target} for {seconds} s", flush=True)
         status |= run(
-            target, f"-max_total_time={max(1, int(options.minutes * 60 * share))}", f"-max_len={LONGEST[target]}",
+            target, f"-max_total_time={seconds}", f"-max_len={LONGEST[target]}",
             f"-dict={HERE / 'words.dict'}", f"-artifact_prefix={crashes}/{target}-", "-print_final_stats=1",
             "-timeout=20", "-rss_limit_mb=2048", str(HERE / "corpus" / target),
         )  # fmt: skip
-        minimise(target)
+        minimise(TARGETS[target], HERE / "corpus" / target, KEPT[target])
     return int(bool(status))
 
 

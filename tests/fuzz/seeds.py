@@ -10,13 +10,13 @@ from pathlib import Path
 
 from warren.p9 import messages as p9
 from warren.p9.codec import MINFRAME, dialect
-from warren.p9.fields import NOFID, Qid, Stat
+from warren.p9.fields import NOFID, NONUNAME, Qid, Stat
 from warren.p9.messages import ALL, MESSAGES, PLAIN, Message
 
 from tests.fuzz.targets import KINDS, PAUSE, POLICY, RAW
 
-DONT_TOUCH = Stat(0xFFFF, 2**32 - 1, Qid(255, 2**32 - 1, 2**64 - 1), 2**32 - 1, 2**32 - 1, 2**32 - 1, 2**64 - 1,
-                  "", "", "", "")  # fmt: skip
+U32, U64 = 2**32 - 1, 2**64 - 1
+DONT_TOUCH = Stat(0xFFFF, U32, Qid(255, U32, U64), U32, U32, U32, U64, "", "", "", "")
 
 
 def of_decoder() -> Iterator[bytes]:
@@ -47,6 +47,7 @@ def openers(name: str, path: str, fid: int, flags: int) -> list[Message]:
 def of_session() -> Iterator[bytes]:
     pause, flush = (PAUSE, b""), p9.Tflush
     for name in ALL:
+
         def to(path: str, flags: int, *rest: Message | tuple[int, bytes], name: str = name) -> bytes:
             return script(name, *openers(name, path, 1, flags), *rest)
 
@@ -58,13 +59,15 @@ def of_session() -> Iterator[bytes]:
         yield to("recv", 0, p9.Tread(1, 0, 9), *openers(name, "send", 2, 1), p9.Twrite(2, 0, b"abc"), pause,
                  p9.Tread(1, 0, 2), p9.Tread(1, 0, 2))  # fmt: skip
         yield to("submit", 1, p9.Twrite(1, 0, b"body"), p9.Tclunk(1))
-        yield to("clone", 2, p9.Tread(1, 0, 9), p9.Twrite(1, 0, b"add 3"), pause, p9.Twalk(0, 2, ["1", "value"]),
+        yield to("clone", 2, p9.Tread(1, 0, 9), p9.Twrite(1, 0, b"add 3"), pause,
+                 p9.Twalk(0, 2, ["1", "value"]),
                  p9.Tclunk(1), p9.Tclunk(2))  # fmt: skip
         yield to("clone", 2, p9.Twrite(1, 0, b"keep"), pause, p9.Tclunk(1), p9.Twalk(0, 1, ["1", "ctl"]))
         yield to("clone", 2, p9.Twalk(0, 2, ["1"]), p9.Twalk(2, 3, ["..", "..", "hello"]), p9.Tclunk(2))
         yield to("events", 0, p9.Tread(1, 0, 9), (POLICY, b"x"), pause, p9.Tread(1, 0, 9), (POLICY, b"abcd"))
         yield to("dev/errstr", 0, p9.Tread(9, 0, 9), p9.Tread(1, 0, 100))
-        yield script(name, p9.Tauth(1, "a", ""), p9.Tattach(1, NOFID, "", "/dev"), p9.Twalk(1, 2, [".."]),
+        yield script(name, p9.Tauth(1, "a", "", NONUNAME), p9.Tattach(1, NOFID, "", "/dev", NONUNAME),
+                     p9.Twalk(1, 2, [".."]),
                      p9.Tversion(256, name), (RAW, bytes(7)), msize=1)  # fmt: skip
         yield to("", 0, p9.Tread(1, 0, 500), p9.Tclunk(1))
     yield script(PLAIN, p9.Tstat(0), p9.Twalk(0, 1, ["hello"]), p9.Twstat(1, DONT_TOUCH),
@@ -75,12 +78,14 @@ def of_session() -> Iterator[bytes]:
         yield script(name, p9.Tgetattr(0, 0x7FF), p9.Twalk(0, 1, ["ctl"]), p9.Tlopen(1, 0o100101),
                      p9.Txattrwalk(1, 2, "security.capability"), p9.Tsetattr(1, 0x68, *[0] * 8),
                      p9.Twrite(1, 0, b"say x\n"), PAUSE_STEP, p9.Tclunk(1))  # fmt: skip
-        yield script(name, p9.Twalk(0, 1, ["scratch"]), p9.Txattrcreate(1, "user.a", 2, 0), p9.Twrite(1, 0, b"ab"),
+        yield script(name, p9.Twalk(0, 1, ["scratch"]), p9.Txattrcreate(1, "user.a", 2, 0),
+                     p9.Twrite(1, 0, b"ab"),
                      p9.Tclunk(1), p9.Tlcreate(0, "f", 2, 0o644, 0), p9.Tmkdir(0, "d", 0o755, 0))  # fmt: skip
         yield script(name, p9.Twalk(0, 1, ["scratch"]), p9.Tlock(1, 1, 1, 0, 0, 1, "c"),
                      p9.Tgetlock(1, 1, 0, 0, 1, "c"), p9.Trename(1, 0, "x"), p9.Trenameat(0, "hello", 0, "x"),
                      p9.Tunlinkat(0, "hello", 0), p9.Tlink(0, 1, "l"), p9.Tsymlink(0, "s", "t", 0),
-                     p9.Treadlink(1), p9.Tstatfs(0), p9.Tfsync(1, 0), p9.Tmknod(0, "f", 0, 0, 0, 0))  # fmt: skip
+                     p9.Treadlink(1), p9.Tstatfs(0), p9.Tfsync(1, 0),
+                     p9.Tmknod(0, "f", 0, 0, 0, 0))  # fmt: skip
 
 
 PAUSE_STEP = (PAUSE, b"")

@@ -18,7 +18,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 from warren.auth.rights import Policy
 from warren.p9.codec import HEADER, MINFRAME, BadFrame, dialect
-from warren.p9.fields import NOFID, NOTAG
+from warren.p9.fields import NOFID, NONUNAME, NOTAG
 from warren.p9.messages import ALL, MESSAGES, PLAIN, Tattach, Tversion
 from warren.p9.server import Server
 from warren.serve.connection import Connection
@@ -132,7 +132,7 @@ async def _session(data: bytes) -> None:
         try:
             client.send(Tversion.type, dialect(PLAIN).pack(Tversion(msize, name), NOTAG)[MINFRAME:])
             client.check()
-            client.send(Tattach.type, dialect(name).pack(Tattach(0, NOFID, "", ""), 1)[MINFRAME:])
+            client.send(Tattach.type, dialect(name).pack(Tattach(0, NOFID, "", "", NONUNAME), 1)[MINFRAME:])
             await _play(data[1:], export, client)
         except BadFrame:
             pass

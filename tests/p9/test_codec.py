@@ -117,8 +117,14 @@ def test_any_bytes_are_a_message_or_a_bad_frame(name: str, raw: bytes) -> None:
 def test_what_no_field_can_hold_is_a_bad_value(cls: type[Message]) -> None:
     m = next(cls.examples())
     for name, kind in cls.fields:
-        over = {"int": 1 << 64, "str": "x" * 65536, "names": ["x" * 65536], "qid": Qid(256, 0, 0),
-                "qids": [Qid(0, 1 << 32, 0)], "stat": Stat(0, 0, Qid(0, 0, 0), 0, 0, 0, 0, "x" * 65536, "", "", "")}
+        over = {
+            "int": 1 << 64,
+            "str": "x" * 65536,
+            "names": ["x" * 65536],
+            "qid": Qid(256, 0, 0),
+            "qids": [Qid(0, 1 << 32, 0)],
+            "stat": Stat(0, 0, Qid(0, 0, 0), 0, 0, 0, 0, "x" * 65536, "", "", ""),
+        }
         if kind.name == "data":
             continue
         bad = next(cls.examples())
@@ -167,15 +173,15 @@ def test_a_version_is_answered_by_its_longest_known_prefix(offered: str, answer:
 VECTORS: list[tuple[str, int, Message, str]] = [
     (PLAIN, NOTAG, p9.Tversion(8192, "9P2000"), "13000000 64 ffff 00200000 0600 395032303030"),
     (DOTL, NOTAG, p9.Rversion(8192, "9P2000.L"), "15000000 65 ffff 00200000 0800 3950323030302e4c"),
-    (PLAIN, 1, p9.Tauth(9, "u", ""), "10000000 66 0100 09000000 0100 75 0000"),
+    (PLAIN, 1, p9.Tauth(9, "u", "", NONUNAME), "10000000 66 0100 09000000 0100 75 0000"),
     (DOTL, 1, p9.Tauth(9, "u", "", 1000), "14000000 66 0100 09000000 0100 75 0000 e8030000"),
-    (PLAIN, 2, p9.Tattach(1, NOFID, "glenda", "/x"),
+    (PLAIN, 2, p9.Tattach(1, NOFID, "glenda", "/x", NONUNAME),
      "1b000000 68 0200 01000000 ffffffff 0600 676c656e6461 0200 2f78"),
     (DOTL, 2, p9.Tattach(1, NOFID, "", "", NONUNAME),
      "17000000 68 0200 01000000 ffffffff 0000 0000 ffffffff"),
     (PLAIN, 2, p9.Rattach(Qid(0x80, 1, 2)), "14000000 69 0200 80 01000000 0200000000000000"),
     (PLAIN, 3, p9.Rerror("no"), "0b000000 6b 0300 0200 6e6f"),
-    (DOTL, 3, p9.Rlerror(2), "0b000000 07 0300 02000000"),
+    (DOTL, 3, p9.Rlerror(2, ""), "0b000000 07 0300 02000000"),
     (WARREN, 3, p9.Rlerror(2, "no"), "0f000000 07 0300 02000000 0200 6e6f"),
     (PLAIN, 4, p9.Tflush(3), "09000000 6c 0400 0300"),
     (DOTL, 4, p9.Rflush(), "07000000 6d 0400"),

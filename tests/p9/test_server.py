@@ -192,7 +192,8 @@ def test_a_version_that_expects_an_answer_by_tag_is_refused(tag: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "given_"), [(256, 256), (8192, 8192), (1 << 20, 1 << 20), ((1 << 20) + 1, 1 << 20), (2**32 - 1, 1 << 20)]
+    ("asked", "given_"),
+    [(256, 256), (8192, 8192), (1 << 20, 1 << 20), ((1 << 20) + 1, 1 << 20), (2**32 - 1, 1 << 20)],
 )
 def test_msize_is_clamped(asked: int, given_: int) -> None:
     half = Half("")
@@ -242,14 +243,19 @@ def test_the_dialect_changes_within_one_segment() -> None:
 # Frames
 
 
+def fed(half: Half, raw: bytes, step: int) -> list[Message]:
+    """What comes of RAW in pieces of STEP bytes."""
+    pieces = [memoryview(raw)[at : at + step] for at in range(0, len(raw), step)]
+    return [m for piece in pieces for m in half.requests(piece)]
+
+
 @pytest.mark.parametrize("size", [0, 1, 6, 8193, 1 << 20, 2**32 - 1])
 def test_a_size_that_cannot_be_ends_the_connection(size: int) -> None:
     raw = size.to_bytes(4, "little") + b"\x78\x01\x00\x05\x00\x00\x00"
     for step in (len(raw), 1, 5):
         half = Half()
         with pytest.raises(BadFrame):
-            for at in range(0, len(raw), step):
-                list(half.requests(memoryview(raw)[at : at + step]))
+            fed(half, raw, step)
         half.close()
         assert half.pool.used == 0
 
@@ -315,7 +321,7 @@ def test_buffers_come_back_however_a_frame_ends() -> None:
     list(half.requests(memoryview(frame)[:500]))
     stopped = half.requests(memoryview(frame)[500:])
     next(stopped)
-    stopped.close()  # type: ignore[attr-defined]  # it is a generator
+    stopped.close()
     half.close()
     assert half.pool.used == 0, "the driver lost interest"
 

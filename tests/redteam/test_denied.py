@@ -1,6 +1,7 @@
 """An empty policy: whatever is asked, in whatever dialect, the answer is a refusal."""
 
 import pytest
+from warren.p9.fields import NOFID, NONUNAME
 from warren.p9.messages import (
     ALL,
     MESSAGES,
@@ -11,8 +12,9 @@ from warren.p9.messages import (
     Rflush,
     Rlerror,
     Tattach,
+    Tflush,
+    Twalk,
 )
-from warren.p9.fields import NOFID
 from warren.servers.demo import Demo
 from warren.tree import Dir
 
@@ -52,7 +54,7 @@ async def test_nothing_but_refusals(version: str, subject: str) -> None:
                 assert isinstance(reply, Rerror if version == PLAIN else Rlerror), (m, reply)
                 asked += 1
         assert asked > 60
-        assert isinstance(await wire.ask(MESSAGES["Tflush"](oldtag=9)), Rflush)
+        assert isinstance(await wire.ask(Tflush(9)), Rflush)
         assert not NO_EFFECT & {line.split()[0] for line in service.audited()}
         assert not [e for e in service.export.trace.errors if e.code == 500]
         assert "note Tattach / 403" in service.audited()
@@ -65,11 +67,11 @@ async def test_a_path_one_may_not_see_reads_like_one_that_is_missing(version: st
         wire = await service.dial(version)
         texts = set()
         for name in ("secret", "missing"):
-            reply = await wire.ask(MESSAGES["Twalk"](fid=0, newfid=1, names=[name]))
+            reply = await wire.ask(Twalk(0, 1, [name]))
             assert isinstance(reply, Rerror | Rlerror)
             texts.add((getattr(reply, "ecode", 0), reply.ename.partition(" trace=")[0]))
+            other = service.connect()
+            await other.version(version)
             with pytest.raises(RefusedBy):
-                other = service.connect()
-                await other.version(version)
-                await other.want(Rattach, Tattach(0, NOFID, "", name))
+                await other.want(Rattach, Tattach(0, NOFID, "", name, NONUNAME))
         assert len(texts) == 1

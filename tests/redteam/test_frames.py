@@ -1,4 +1,4 @@
-"""Frames no honest client sends. Each ends in a named error or a closed connection, and nobody else notices."""
+"""Frames no honest client sends. Each ends in a named error or a closed connection; nobody else notices."""
 
 import gc
 import tracemalloc
@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 from warren.p9.codec import HEADER, dialect
-from warren.p9.fields import NOFID, NOTAG
+from warren.p9.fields import NONUNAME
 from warren.p9.messages import (
     ALL,
     DOTL,
@@ -20,10 +20,12 @@ from warren.p9.messages import (
     Rlerror,
     Rversion,
     Rwrite,
+    Tattach,
     Tauth,
     Tclunk,
     Tflush,
     Tgetattr,
+    Topen,
     Tread,
     Treaddir,
     Tversion,
@@ -39,8 +41,21 @@ from tests.wire import O_WRONLY, Gone, RefusedBy, Service, Wire, listened, serve
 
 async def ended(wire: Wire) -> None:
     with pytest.raises(Gone):
-        while True:
-            await wire.reply()
+        await replies_for_ever(wire)
+
+
+async def replies_for_ever(wire: Wire) -> None:
+    while True:
+        await wire.reply()
+
+
+async def trickle(wire: Wire, frame: bytes) -> None:
+    """FRAME but for its last byte, in bytes far apart, until the server hangs up."""
+    while True:
+        for byte in frame[:-1]:
+            await wire.send_raw(bytes([byte]))
+            with trio.move_on_after(0.1):
+                await wire.reply()
 
 
 async def notices_nothing(other: Wire) -> None:
@@ -63,7 +78,7 @@ UNSPEAKABLE: dict[str, Callable[[], bytes]] = {
     "type zero": lambda: header(7, 0),
     "Terror, which no one may send": lambda: header(9, 106) + bytes(2),
     "Tlerror, which no one may send": lambda: header(11, 6) + bytes(4),
-    "a message of another dialect": lambda: dialect(PLAIN).pack(MESSAGES["Topen"](fid=0, mode=0), 1),
+    "a message of another dialect": lambda: dialect(PLAIN).pack(Topen(0, 0), 1),
     "a truncated walk": lambda: header(17, 110) + bytes(8) + b"\x01\x00",
     "a walk of 17 names": lambda: header(17 + 3 * 17, 110) + bytes(8) + b"\x11\x00" + b"\x01\x00x" * 17,
     "a walk that claims 65535 names": lambda: header(17, 110) + bytes(8) + b"\xff\xff",
@@ -164,7 +179,7 @@ async def test_the_cap_on_buffers_ends_those_who_hold_them() -> None:
 async def test_tauth_says_that_none_is_needed(version: str) -> None:
     async with served(Demo()) as service:
         wire = await service.dial(version)
-        reply = await wire.ask(Tauth(9, "glenda", ""))
+        reply = await wire.ask(Tauth(9, "glenda", "", NONUNAME))
         if version == PLAIN:
             assert reply == Rerror("authentication not required")
         else:
@@ -249,12 +264,7 @@ async def test_a_frame_that_trickles_in_is_given_up_on_a_socket(scheme: str, tmp
         frame = wire.pack(Tgetattr(0, 1))
         with trio.fail_after(10):
             with pytest.raises((trio.BrokenResourceError, Gone)):
-                while True:
-                    for byte in frame[:-1]:
-                        await wire.send_raw(bytes([byte]))
-                        with trio.move_on_after(0.1):
-                            await wire.reply()
-                    await trio.sleep(0.1)
+                await trickle(wire, frame)
             await ended(silent)
         texts = {e.text for e in sockets.export.trace.errors}
         assert "a frame took too long to arrive" in texts
@@ -319,7 +329,9 @@ async def test_one_segment_cannot_ask_for_more_than_memory_holds() -> None:
     """60 reads of a mebibyte fit one segment; their replies wait until the earlier ones were taken."""
     body = bytes(1 << 20)
     most = 0
-    async with served(Dir({"big": File(lambda offset, count: body[:count])}), limits=Limits(unread=2 << 20)) as service:
+    async with served(
+        Dir({"big": File(lambda offset, count: body[:count])}), limits=Limits(unread=2 << 20)
+    ) as service:
         wire = await service.dial(msize=1 << 20)
         await wire.open("big", 1)
         (session,) = service.export.sessions
@@ -347,6 +359,4 @@ async def test_a_version_with_a_tag_and_an_attach_with_a_token() -> None:
         await ended(wire)
         wire = await service.dial()
         with pytest.raises(RefusedBy):
-            await wire.want(Rwrite, MESSAGES["Tattach"](fid=5, afid=3, uname="", aname=""))
-        assert NOTAG == 0xFFFF
-        assert NOFID == 0xFFFFFFFF
+            await wire.want(Rwrite, Tattach(5, 3, "", "", NONUNAME))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from trio.testing import wait_all_tasks_blocked
+from warren.p9.fields import NOFID
 from warren.p9.messages import (
     ALL,
     DOTL,
@@ -26,7 +27,6 @@ from warren.p9.messages import (
     Tunlinkat,
     Twalk,
 )
-from warren.p9.fields import NOFID
 from warren.servers.demo import Demo
 from warren.servers.disk import Disk
 from warren.tree import Dir
@@ -104,8 +104,8 @@ async def test_walks_stay_below_the_attach_point(inside: Path, version: str) -> 
 
 
 @pytest.mark.parametrize(
-    "aname", ["..", "/..", "sub/..", "../secret", "/sub/../../secret", "up", "up/secret", "out", "\0", ".", "no",
-              "sub/" + "x" * 300, "/proc/self/root", "sub\0/x"]
+    "aname", ["..", "/..", "sub/..", "../secret", "/sub/../../secret", "up", "up/secret", "out", "\0", ".",
+              "no", "sub/" + "x" * 300, "/proc/self/root", "sub\0/x"]
 )  # fmt: skip
 async def test_an_aname_is_a_path_inside(inside: Path, aname: str) -> None:
     async with served(Disk(inside)) as service:
@@ -125,7 +125,9 @@ async def test_a_name_of_bytes_is_audited_and_traced_like_any_other(inside: Path
     from warren.traces.audit import AuditFile
 
     audit = AuditFile(tmp_path / "audit")
-    async with served(Disk(inside), ["any read,create,write /**", "any read /denied/**"], audit=audit) as service:
+    async with served(
+        Disk(inside), ["any read,create,write /**", "any read /denied/**"], audit=audit
+    ) as service:
         wire = await service.dial()
         name = b"caf\xe9".decode("utf-8", "surrogateescape")
         await wire.walk("", 1)
@@ -184,5 +186,3 @@ async def test_a_rename_does_not_let_a_fid_out(inside: Path) -> None:
             if isinstance(reply, Rwalk):
                 assert reply.qids[-1].path == (inside / "moved").stat().st_ino
                 await jailed.clunk(5)
-
-

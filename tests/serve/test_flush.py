@@ -19,6 +19,7 @@ from warren.p9.messages import (
     Rwrite,
     Tclunk,
     Tflush,
+    Tgetattr,
     Tread,
     Tversion,
     Twalk,
@@ -127,9 +128,8 @@ async def test_a_new_version_while_reads_are_parked_answers_none_of_them() -> No
         assert shown(await wire.replies(1)) == [("Rflush", 7)]
         await wire.version(WARREN, 4096)
         await wait_all_tasks_blocked()
-        assert service.export.statistics() | {"operations": 0, "errors": 0} == {
-            "sessions": 1, "fids": 0, "parked": 0, "operations": 0, "errors": 0
-        }  # fmt: skip
+        counts = service.export.statistics()
+        assert (counts["sessions"], counts["fids"], counts["parked"]) == (1, 0, 0)
         await wire.attach()
         await wire.open("send", 2, O_WRONLY)
         await wire.open("recv", 5)
@@ -196,8 +196,6 @@ async def test_a_read_parked_on_a_fid_that_is_walked_elsewhere_is_answered() -> 
     class Slow(Dir):
         async def attr(self) -> None:  # type: ignore[override]  # it never answers
             await trio.sleep_forever()
-
-    from warren.p9.messages import Tgetattr
 
     async with served(Dir({"slow": Slow({"in": Dir()})})) as service:
         wire = await service.dial()

@@ -12,12 +12,14 @@ from warren.p9.messages import (
     WARREN,
     Rclunk,
     Rlopen,
+    Ropen,
     Rread,
     Rsetattr,
     Rwrite,
     Tclunk,
     Tfsync,
     Tlopen,
+    Topen,
     Tread,
     Tsetattr,
     Twalk,
@@ -294,8 +296,6 @@ async def test_a_record_that_may_be_a_piece_of_more_is_refused(version: str) -> 
         wire = await service.dial(version, 512)
         await wire.walk("send", 1)
         if version == PLAIN:
-            from warren.p9.messages import Ropen, Topen
-
             iounit = (await wire.want(Ropen, Topen(1, 1))).iounit
         else:
             iounit = (await wire.want(Rlopen, Tlopen(1, O_WRONLY))).iounit

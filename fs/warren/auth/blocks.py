@@ -63,9 +63,9 @@ class Invalid(Exception):
     """A token that does not count: REASON is one of REASONS, DETAIL is for the audit alone."""
 
     def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
+        # Some of it is the stranger's text, and a refusal must not be a way to fill the audit.
+        self.reason, self.detail = reason, detail[:200]
+        super().__init__(f"{reason}: {self.detail}")
 
 
 class Block(NamedTuple):

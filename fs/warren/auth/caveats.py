@@ -19,7 +19,6 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta
-
 from warren.auth import spiffe
 from warren.auth.blocks import Block, Invalid, Statement
 from warren.auth.refusal import Refusal

@@ -28,7 +28,6 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
 from warren.auth import spiffe
 from warren.auth.refusal import Refusal
 
@@ -61,7 +60,9 @@ def new_key(kind: str = "ed25519") -> PrivateKey:
     """A fresh key of one of KINDS."""
     if kind not in KINDS:
         raise Unfit(f"{kind!r} is no kind of key", f"the kinds are {' and '.join(KINDS)}")
-    return ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else ec.generate_private_key(ec.SECP256R1())
+    return (
+        ed25519.Ed25519PrivateKey.generate() if kind == "ed25519" else ec.generate_private_key(ec.SECP256R1())
+    )
 
 
 def key_pem(key: PrivateKey) -> bytes:
@@ -77,7 +78,9 @@ def load_key(data: bytes, where: object) -> PrivateKey:
     try:
         key = load_pem_private_key(data, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise Unfit(f"{where}: it holds no private key that can be used", "restore it from a backup") from None
+        raise Unfit(
+            f"{where}: it holds no private key that can be used", "restore it from a backup"
+        ) from None
     if isinstance(key, ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey):
         check_strength(key.public_key())
         return key
@@ -89,7 +92,9 @@ def load_chain(data: bytes, where: object) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(data)
     except ValueError:
-        raise Unfit(f"{where}: it holds no certificate", "restore it from a backup, or issue it again") from None
+        raise Unfit(
+            f"{where}: it holds no certificate", "restore it from a backup, or issue it again"
+        ) from None
 
 
 def load_crls(data: bytes, where: object) -> list[x509.CertificateRevocationList]:
@@ -119,7 +124,9 @@ def check_strength(key: object) -> PublicKey:
         case rsa.RSAPublicKey():
             if key.key_size in _RSA_BITS:
                 return key
-            raise Unfit(f"an RSA key of {key.key_size} bits is not taken", "use Ed25519, or RSA of 2048 to 8192")
+            raise Unfit(
+                f"an RSA key of {key.key_size} bits is not taken", "use Ed25519, or RSA of 2048 to 8192"
+            )
     raise Unfit("this kind of key is not taken", "use Ed25519 or P-256")
 
 
@@ -177,7 +184,9 @@ def make_root(key: PrivateKey, hive: str, now: datetime) -> x509.Certificate:
     return _authority(key.public_key(), "root", hive, [hive, f".{hive}"], 2, key, None, now, ROOT_LIFE)
 
 
-def make_crossing(root: x509.Certificate, old: x509.Certificate, old_key: PrivateKey, now: datetime) -> x509.Certificate:
+def make_crossing(
+    root: x509.Certificate, old: x509.Certificate, old_key: PrivateKey, now: datetime
+) -> x509.Certificate:
     """The new ROOT as the OLD one vouches for it; it lasts as long as both."""
     key = check_strength(root.public_key())
     life = root.not_valid_after_utc - now
@@ -201,10 +210,12 @@ def _authority(
     signing: PrivateKey, signer: x509.Certificate | None, now: datetime, life: timedelta,
 ) -> x509.Certificate:  # fmt: skip
     # The key's id in the name: lists of revocations are found by name, and no two keys may share one.
-    subject = x509.Name([
-        x509.NameAttribute(NameOID.ORGANIZATION_NAME, hive),
-        x509.NameAttribute(NameOID.COMMON_NAME, f"warren {what} {key_id(key)[:16]}"),
-    ])
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, hive),
+            x509.NameAttribute(NameOID.COMMON_NAME, f"warren {what} {key_id(key)[:16]}"),
+        ]
+    )
     limits = x509.NameConstraints([x509.UniformResourceIdentifier(d) for d in may_name], None)
     return (
         _begun(key, subject, signing, signer, now, life)
@@ -216,7 +227,12 @@ def _authority(
 
 
 def make_leaf(
-    key: PublicKey, name: spiffe.Name, issuer: x509.Certificate, signing: PrivateKey, now: datetime, ttl: timedelta
+    key: PublicKey,
+    name: spiffe.Name,
+    issuer: x509.Certificate,
+    signing: PrivateKey,
+    now: datetime,
+    ttl: timedelta,
 ) -> x509.Certificate:
     """A member's certificate. It ends with its issuer's, if that is earlier."""
     san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(str(name))])
@@ -232,7 +248,12 @@ def make_leaf(
 
 
 def make_crl(
-    issuer: x509.Certificate, signing: PrivateKey, revoked: Iterable[Revoked], number: int, now: datetime, until: datetime
+    issuer: x509.Certificate,
+    signing: PrivateKey,
+    revoked: Iterable[Revoked],
+    number: int,
+    now: datetime,
+    until: datetime,
 ) -> x509.CertificateRevocationList:
     """What ISSUER has revoked, good UNTIL then."""
     builder = (
@@ -263,7 +284,9 @@ def read_request(data: bytes) -> tuple[PublicKey, list[str]]:
     except (ValueError, UnsupportedAlgorithm) as e:
         if isinstance(e, Unfit):
             raise
-        raise Unfit("this is no signing request in PEM that can be read", "make it with openssl req -new") from None
+        raise Unfit(
+            "this is no signing request in PEM that can be read", "make it with openssl req -new"
+        ) from None
     if not good:
         raise Unfit("the request is not signed by the key in it", "make it again where the key is")
     try:

@@ -1,8 +1,8 @@
 """Files that hold keys: written whole and for the owner only, and not believed where others can read them.
 
-    write_whole(path, data)      all of it or nothing, on the disk before it is seen; 0600
-    read_secret(path)            refused where group or others may read it, or another user owns it
-    with locked(directory):      one at a time, among all processes of this machine
+write_whole(path, data)      all of it or nothing, on the disk before it is seen; 0600
+read_secret(path)            refused where group or others may read it, or another user owns it
+with locked(directory):      one at a time, among all processes of this machine
 """
 
 import fcntl
@@ -65,7 +65,9 @@ def read_secret(path: Path) -> bytes:
     """What the file holds, if nobody else could have read it."""
     data, held = _read(path)
     if held.st_mode & 0o077:
-        raise Refusal(f"{path}: others can read this secret", f"chmod 600 {path}, and think of who has read it")
+        raise Refusal(
+            f"{path}: others can read this secret", f"chmod 600 {path}, and think of who has read it"
+        )
     if held.st_uid not in (0, os.geteuid()):
         raise Refusal(f"{path}: it belongs to another user", f"chown {os.geteuid()} {path}")
     return data

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-
 from warren.auth import keyfiles
 from warren.auth.certificates import Revoked, id_of, issuer_of
 from warren.auth.refusal import Refusal
@@ -107,10 +106,10 @@ class Register:
         match line["event"]:
             case "issued":
                 serial = int(line["serial"], 16)
+                begins, ends = (datetime.fromtimestamp(line[k], UTC) for k in ("not_before", "not_after"))
                 self.certificates[serial] = Issued(
-                    serial, line["kind"], line["name"], line["issuer"], line["key"],
-                    datetime.fromtimestamp(line["not_before"], UTC), datetime.fromtimestamp(line["not_after"], UTC),
-                )  # fmt: skip
+                    serial, line["kind"], line["name"], line["issuer"], line["key"], begins, ends
+                )
             case "revoked":
                 serial = int(line["serial"], 16)
                 at = datetime.fromtimestamp(line["at"], UTC)

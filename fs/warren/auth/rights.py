@@ -304,6 +304,16 @@ class Policy:
             raise BadRow("\n".join(bad))
         return cls(rows)
 
+    def in_hive(self, hive: str) -> "Policy":
+        """The same, with role/R/N and user/N meaning members of HIVE itself.
+
+        Else they mean a member of any domain that can be authenticated here, and a region, which
+        names its own members, could name one of them QueenPrimary.
+        """
+        short = ("role", "user")
+        rows = (r._replace(who=("spiffe:", "", hive, *r.who)) if r.who[0] in short else r for r in self.rows)
+        return Policy(rows)
+
     def grants(self, subject: str) -> Grants:
         """What this subject may do. Nobody is a subject by default: no row, no grant."""
         return Grants(row for row in self.rows if row.applies(subject))

@@ -87,7 +87,9 @@ def check_hive(text: str) -> str:
 def check_region(text: str) -> str:
     """TEXT if it can name a region of a hive."""
     if not _LABEL.fullmatch(text):
-        raise BadName(f"{text[:80]!r} cannot name a region", "it is one label of a-z, 0-9 and -, such as west")
+        raise BadName(
+            f"{text[:80]!r} cannot name a region", "it is one label of a-z, 0-9 and -, such as west"
+        )
     return text
 
 

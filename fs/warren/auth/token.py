@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from warren.auth import blocks as b
 from warren.auth.blocks import Invalid
 from warren.auth.caveats import MAX_PARTS, Caveats, Meter, Stated, fits, together

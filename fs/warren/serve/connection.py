@@ -159,14 +159,14 @@ class Connection:
         parked.event = isinstance(m, Tlock) or (isinstance(m, Tread) and handle is not None and handle.parks)
         if parked.event:
             if session.parked >= limits.parked:
-                parked.refuse(f"{session.parked} reads are parked")
+                parked.refuse(f"{limits.parked} reads are parked")
             session.parked += 1
         elif self._running >= limits.running and not isinstance(m, Tclunk):
             if len(self._waiting) < limits.waiting:
                 self._waiting.append(parked)
                 parked.begin = self._begin_out_of_turn
                 return
-            parked.refuse(f"{len(self._waiting)} requests are waiting")
+            parked.refuse(f"{limits.waiting} requests are waiting")
             self._running += 1
         else:
             self._running += 1

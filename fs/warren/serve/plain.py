@@ -259,5 +259,6 @@ async def _stats(s: Session, f: Fid, handle: Handle) -> list[bytes]:
 
 
 PLAIN = CALLS | {
-    p9.Tauth: tauth, p9.Topen: topen, p9.Tcreate: tcreate, p9.Tstat: tstat, p9.Twstat: twstat, p9.Tread: tread_plain,
+    p9.Tauth: tauth, p9.Topen: topen, p9.Tcreate: tcreate, p9.Tstat: tstat, p9.Twstat: twstat,
+    p9.Tread: tread_plain,
 }  # fmt: skip

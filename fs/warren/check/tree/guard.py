@@ -15,7 +15,7 @@ from warren.traces.audit import AuditMemory
 from warren.traces.ring import TraceRing
 from warren.tree import Node
 
-SOME = 12
+SOME = 8
 EVERY = "read,write,create,remove,ctl"
 OPERATIONS = frozenset(name for name, it in vars(Node).items() if callable(it) and not name.startswith("_"))
 

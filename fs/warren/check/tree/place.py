@@ -220,7 +220,7 @@ class Talk:
         try:
             return [d for d, _, _ in await self.pages(fid, path, PAGE) if d.name not in (".", "..")]
         finally:
-            await self.clunk(fid, path)
+            self.link.forget(fid)
 
     def node(self, fid: int) -> Node:
         return self.session.fids[fid].node
@@ -239,21 +239,47 @@ async def explore(talk: Talk, most: int = MOST) -> list[Spot]:
     todo = [(root, spots[0])]
     while todo:
         fid, above = todo.pop(0)
-        for listed in above.entries or () if above.path.count("/") < DEEPEST and len(spots) < most else ():
-            path = above.child(listed.name)
-            try:
-                child, qid = await talk.enter(fid, path, listed.name)
-            except OSError as e:
-                raise AssertionError(f"{path}: it is listed and cannot be walked to ({e.strerror})") from e
-            entry, node = await talk.stat(child, path), talk.node(child)
-            entries = await _listed(talk, path) if qid.type & QTDIR else None
-            spots.append(Spot(path, qid, listed.qid, entry, node, entries))
-            if entries:
-                todo.append((child, spots[-1]))
-            else:
-                await talk.clunk(child, path)
-        await talk.clunk(fid, above.path)
+        for some in _portions(above.entries or [] if above.path.count("/") < DEEPEST else []):
+            for child, listed, qid, entry in await _entered(talk, fid, above.path, some):
+                path = above.child(listed.name)
+                entries = await _listed(talk, path) if qid.type & QTDIR else None
+                spots.append(Spot(path, qid, listed.qid, entry, talk.node(child), entries))
+                if entries and len(spots) < most:
+                    todo.append((child, spots[-1]))
+                else:
+                    talk.link.forget(child)
+        talk.link.forget(fid)
     return spots
+
+
+def _portions(entries: list[Dirent]) -> list[list[Dirent]]:
+    return [entries[at : at + 32] for at in range(0, len(entries), 32)]
+
+
+async def _entered(
+    talk: Talk, fid: int, above: str, some: list[Dirent]
+) -> list[tuple[int, Dirent, Qid, Entry]]:
+    """Walk to some names of a directory and ask for their attributes, all at once."""
+    link, found = talk.link, []
+    cls, fields = link.words.stat()
+    asked = []
+    for listed in some:
+        op, new = Op(below(above, listed.name)), link.half.fids.take()
+        walk = link.start(op, Twalk, fid, new, [listed.name])
+        asked.append((op, listed, new, walk, link.start(op, cls, new, *fields, after=walk)))
+    for op, listed, new, walk, stat in asked:
+        try:
+            walked: Any = await link.finish(op, walk)
+        except OSError as e:
+            raise AssertionError(f"{op.path}: it is listed and cannot be walked to ({e.strerror})") from e
+        try:
+            reply = await link.finish(op, stat)
+        except OSError as e:
+            if e.errno != errno.EBADF:
+                raise
+            reply = await link.ask(op, cls, new, *fields)  # the walk had to wait, and this was first
+        found.append((new, listed, walked.qids[0], link.words.entry(reply, listed.name)))
+    return found
 
 
 async def _listed(talk: Talk, path: str) -> list[Dirent] | None:

@@ -16,7 +16,7 @@ from warren.tree import Clone
 
 DRAIN = 256  # records that may lie ready before a read parks
 AT_ONCE = 1.0  # seconds; a flush that is not answered costs the client two
-STEPS = 24  # how far a flush is moved against a record that comes, one turn of the loop each
+STEPS = 16  # how far a flush is moved against a record that comes, one turn of the loop each
 
 
 class Read:
@@ -73,7 +73,8 @@ async def streams(at: Place) -> AsyncIterator[list[str]]:
     found = []
     async with at.served() as export, at.talk(export) as talk:
         for spot in await survey(talk):
-            if spot.is_dir or isinstance(spot.node, Clone):
+            # What parks is synthetic, and synthetic files have version 0.
+            if spot.is_dir or isinstance(spot.node, Clone) or spot.qid.version:
                 continue
             try:
                 fid = await talk.opened(spot.path)
@@ -92,7 +93,8 @@ async def open_stream(talk: Talk, path: str) -> int:
 async def flushed(at: Place) -> None:
     """A flush ends a parked read at once, and the stream can be read again"""
     async with streams(at) as paths, at.served() as export, at.talk(export) as talk:
-        await survey(talk)
+        if paths:
+            await survey(talk)
         for path in paths:
             fid = await open_stream(talk, path)
             async with trio.open_nursery() as nursery:
@@ -117,7 +119,8 @@ async def flushed(at: Place) -> None:
 async def clunked(at: Place) -> None:
     """A clunk ends the reads that are parked on its fid"""
     async with streams(at) as paths, at.served() as export, at.talk(export) as talk:
-        await survey(talk)
+        if paths:
+            await survey(talk)
         for path in paths:
             fid = await open_stream(talk, path)
             async with trio.open_nursery() as nursery:

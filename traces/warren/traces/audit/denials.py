@@ -1,9 +1,9 @@
 """Denials have a quota of their own, so that a flood of them leaves room for evidence of effects.
 
 A denial is a line of its own while its subject had fewer than EACH in this second and the bucket of
-all denials (BURST lines, RATE more each second) is not empty. Beyond that it is counted, by subject and op, and
-when the second is over each counted subject is one line: `n=1207 Tlopen=1200 Twalk=7`. At most SUBJECTS
-are named; the rest are one line with the subject `(others)`.
+all denials (BURST lines, RATE more each second) is not empty. Beyond that it is counted, by subject and
+op, and when the second is over each counted subject is one line: `n=1207 Tlopen=1200 Twalk=7`. At most
+SUBJECTS are named; the rest are one line with the subject `(others)`.
 """
 
 from collections.abc import Callable, Iterator

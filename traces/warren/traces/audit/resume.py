@@ -2,8 +2,8 @@
 
 Only the newest segment is read, since its `carried` lines name what was open when it began. What lies
 behind its last good line is never dropped. If it has no end of line it is the rest of a line that a
-crash cut short, and is `torn`. Anything else did not come from a crash of this program alone: a disk that lost power,
-or a hand; it is `damaged`, and verifying will say so for ever.
+crash cut short, and is `torn`. Anything else was not left by a crash of this program alone, but by a
+disk that lost power, or by a hand; it is `damaged`, and verifying will say so for ever.
 """
 
 from __future__ import annotations
@@ -122,5 +122,3 @@ def _set_apart(path: Path) -> Tail:
         number += 1
     os.rename(path, kept)
     return digest.made(kept.name)
-
-

@@ -76,6 +76,7 @@ class AuditFile(Sequence):
         self._signer, self._heads = signer, heads
         self._bytes, self._seconds = segment_bytes, segment_seconds
         self._fd = self._folder = -1
+        self._lead = b""  # goes in one write with the next line, or a crash between would look like damage
         self._retired: list[int] = []  # segments that ended and are not synced yet
         self._listed = 0  # the newest segment whose name is on the disk
         self._syncing = False
@@ -111,10 +112,8 @@ class AuditFile(Sequence):
         self._size, self._open, self.seq = found.size, found.open, found.at.seq
         if found.at.segment:
             self._fd = os.open(self.path, _FLAGS, 0o600)
-            if found.unended:
-                self._put(b"\n")
-            elif found.tails and not found.tails[0].ended:
-                self._put(b"\n")
+            if found.unended or (found.tails and not found.tails[0].ended):
+                self._lead = b"\n"
         else:
             self._chain = secrets.token_hex(16)
             self._begin()
@@ -158,9 +157,7 @@ class AuditFile(Sequence):
     # Writing
 
     def _line(self, kind: str, event: Event, of: int = 0, code: int = 0) -> Line:
-        if self.failed is None and (
-            self._size >= self._bytes or self._now() - self._began >= self._seconds
-        ):
+        if self.failed is None and (self._size >= self._bytes or self._now() - self._began >= self._seconds):
             try:
                 self._begin()
             except OSError as e:
@@ -178,7 +175,8 @@ class AuditFile(Sequence):
 
     def _chain_on(self, line: Line) -> None:
         raw, h = seal(self._at.h, line)
-        self._put(raw)
+        self._put(self._lead + raw)
+        self._lead = b""
         self._at = Place(self._at.segment, self._at.line + 1, line.seq, h)
 
     def _put(self, raw: bytes) -> None:
@@ -267,7 +265,9 @@ class AuditFile(Sequence):
             for place in places:
                 if self._signer and self._heads:
                     self._heads(
-                        signed(self._chain, place.segment, place.seq, place.h.decode(), self._now(), self._signer)
+                        signed(
+                            self._chain, place.segment, place.seq, place.h.decode(), self._now(), self._signer
+                        )
                     )
         except OSError as e:
             return e
