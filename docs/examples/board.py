@@ -127,8 +127,10 @@ class BoardCtl(Ctl):
     @verb
     def open_(self, topic: str, title: str = "untitled") -> None:
         """Open TOPIC, to stay until it is closed."""
-        if self.board.lookup(topic) is not None or not topic.isidentifier():
-            raise Refused(409, f"{topic!r} is taken, or is no name of letters, digits and _")
+        if not topic.isidentifier():
+            raise Refused(400, f"a topic's name has letters, digits and _, unlike {topic!r}")
+        if self.board.lookup(topic) is not None:
+            raise Refused(409, f"the board has a {topic} already")
         self.board.add(topic, title).life.keep()
 
     @verb

@@ -187,7 +187,8 @@ def stranger(v: dict[str, Any]) -> dict[str, Any]:
         want(type(pair) is list and [type(x) for x in pair] == [bytes, bytes], "encoding")
     want(version == 1, "version")
     want(1 <= len(pairs) <= 8, "blocks")
-    bodies, ids = [], []
+    bodies: list[Any] = []
+    ids: list[bytes] = []
     for body, signature in pairs:
         made = unpack(body)
         want(type(made) is list and [type(x) for x in made] == [bytes, dict, bytes], "encoding")
@@ -324,7 +325,8 @@ def minted(text: str, mint: list[str]) -> bool:
     fitting = [halves(m) for m in mint]
     fitting = [m for m in fitting if inside(parts(pattern), parts(m[1]))]
     for right in rights:
-        for verb in verbs or [None]:
+        asked: list[str | None] = [*(verbs or [None])]
+        for verb in asked:
             gives = (r for r, _, v in fitting if right in r and (v is None or verb in v))
             if not any(True for _ in gives):
                 return False

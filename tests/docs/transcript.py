@@ -129,7 +129,8 @@ class Terminals:
     def first(self, command: str) -> tuple[int, list[str]]:
         """Run a command in the first terminal: its status and what it printed."""
         assert self.shell.stdin is not None
-        self.shell.stdin.write(f"{{ {self.here(command)}\n}} </dev/null; printf '\\n\\001%s\\n' $?\n".encode())
+        marked = f"{{ {self.here(command)}\n}} </dev/null; printf '\\n\\001%s\\n' $?\n"
+        self.shell.stdin.write(marked.encode())
         came: list[str] = []
         while (line := self.lines.next()) is not None:
             if line.startswith("\1"):
@@ -175,11 +176,12 @@ class Terminals:
         """
         assert self.second is not None
         pid_file = self.home / ".local/state/warren/default/run/demo/pid"
-        server = int(pid_file.read_text()) if pid_file.exists() else self.second.pid
+        reader = self.second.pid
+        server = int(pid_file.read_text()) if pid_file.exists() else reader
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            before = _asleep(self.second.pid)
-            if before and _has_socket(self.second.pid) and _asleep(server) and _asleep(self.second.pid) == before:
+            before = _asleep(reader)
+            if before and _has_socket(reader) and _asleep(server) and _asleep(reader) == before:
                 return
             assert self.second.stdout is not None
             select.select([self.second.stdout], [], [], 0.02)
@@ -227,7 +229,7 @@ def play(page: Path, terminals: Terminals) -> int:
                 terminals.start(command, shown)
             elif prompt_ == "$":
                 status, came = terminals.first(command)
-                assert fits(shown, came), f"$ {command}\n{_listed(shown)}\nis shown, but this came:\n{_listed(came)}"
+                assert fits(shown, came), f"$ {command}\n{_listed(shown)}\nis shown, not\n{_listed(came)}"
                 refused = any(line.startswith("warren: ") for line in shown)
                 assert (status != 0) == refused, f"$ {command}\nended with {status}\n{_listed(came)}"
             else:

@@ -61,9 +61,7 @@ class Kept(NamedTuple):
 
 def new_key(folder: Path, name: str = "key", public: str = "public") -> None:
     key = Ed25519PrivateKey.generate()
-    (folder / f"{name}.pem").write_bytes(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    )
+    (folder / f"{name}.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     (folder / f"{public}.pem").write_bytes(
         key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     )

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,22 @@ from warren.traces.audit.verify import verify
 
 from tests.traces.audits import Kept, new, new_key, three_segments, work
 
-QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@pytest.fixture(scope="module")
+def spoilt(whole: Kept, tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """A copy in which each example spoils one file and puts it back."""
+    return whole.copy(tmp_path_factory.mktemp("spoilt") / "kept")
+
+
+@contextmanager
+def put_back(path: Path) -> Iterator[bytes]:
+    raw = path.read_bytes()
+    try:
+        yield raw
+    finally:
+        path.write_bytes(raw)
 
 
 @pytest.fixture(scope="module")
@@ -61,44 +77,40 @@ def test_the_chain_is_the_documented_one(whole: Kept) -> None:
 
 @QUICK
 @given(data=st.data())
-def test_any_byte_flipped_is_found_and_named(
-    whole: Kept, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    kept = whole.copy(tmp_path_factory.getbasetemp() / "flipped")
+def test_any_byte_flipped_is_found_and_named(spoilt: Kept, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, 2))
-    path = kept.segments[index]
-    raw = bytearray(path.read_bytes())
-    at = data.draw(st.integers(0, len(raw) - 1))
-    line = raw[:at].count(b"\n") + 1
-    raw[at] ^= data.draw(st.integers(1, 255))
-    path.write_bytes(raw)
-    first = verify(kept.audit).found[0]
-    assert (first.segment, first.line) == (path.name, line)
-    good = first.good
-    assert (good.segment, good.line) == (index + 1, line - 1) if line > 1 else good.segment == index
-    assert not kept.verify().ok
+    path = spoilt.segments[index]
+    with put_back(path) as before:
+        raw = bytearray(before)
+        at = data.draw(st.integers(0, len(raw) - 1))
+        line = raw[:at].count(b"\n") + 1
+        raw[at] ^= data.draw(st.integers(1, 255))
+        path.write_bytes(raw)
+        first = verify(spoilt.audit).found[0]
+        assert (first.segment, first.line) == (path.name, line)
+        good = first.good
+        assert (good.segment, good.line) == (index + 1, line - 1) if line > 1 else good.segment == index
+        assert not spoilt.verify().ok
 
 
 @QUICK
 @given(data=st.data())
-def test_any_truncation_is_found(
-    whole: Kept, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    kept = whole.copy(tmp_path_factory.getbasetemp() / "cut")
+def test_any_truncation_is_found(spoilt: Kept, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, 2))
-    path = kept.segments[index]
-    raw = path.read_bytes()
-    ends = [n + 1 for n, byte in enumerate(raw) if byte == 10]
-    size = data.draw(st.one_of(st.integers(0, len(raw) - 1), st.sampled_from([0, *ends[:-1]])))
-    os.truncate(path, size)
-    found = kept.verify().found
-    names = {finding.segment for finding in found}
-    assert path.name in names or f"{index + 2:08}.log" in names
-    # Without heads a cut between lines of the newest segment, and nothing else, goes unseen.
-    assert verify(kept.audit).ok == (index == 2 and size in ends)
-    lost = json.loads(raw[:size].splitlines()[-1])["seq"] if size in ends else None
-    if index == 2 and lost:
-        assert (found[-1].kind, found[-1].good.seq) == ("cut", lost)
+    path = spoilt.segments[index]
+    with put_back(path) as before:
+        raw = before
+        ends = [n + 1 for n, byte in enumerate(raw) if byte == 10]
+        size = data.draw(st.one_of(st.integers(0, len(raw) - 1), st.sampled_from([0, *ends[:-1]])))
+        os.truncate(path, size)
+        found = spoilt.verify().found
+        names = {finding.segment for finding in found}
+        assert path.name in names or f"{index + 2:08}.log" in names
+        # Without heads a cut between lines of the newest segment, and nothing else, goes unseen.
+        assert verify(spoilt.audit).ok == (index == 2 and size in ends)
+        lost = json.loads(raw[:size].splitlines()[-1])["seq"] if size in ends else None
+        if index == 2 and lost:
+            assert (found[-1].kind, found[-1].good.seq) == ("cut", lost)
 
 
 def edit(path: Path, change: Callable[[list[bytes]], None]) -> None:
@@ -109,58 +121,52 @@ def edit(path: Path, change: Callable[[list[bytes]], None]) -> None:
 
 @QUICK
 @given(index=st.integers(0, 2), line=st.integers(0, 11))
-def test_any_line_removed_is_found_and_named(
-    whole: Kept, tmp_path_factory: pytest.TempPathFactory, index: int, line: int
-) -> None:
-    kept = whole.copy(tmp_path_factory.getbasetemp() / "removed")
-    path = kept.segments[index]
-    count = len(path.read_bytes().splitlines())
-    line %= count
-    edit(path, lambda lines: lines.__delitem__(line))
-    found = kept.verify().found
-    if line < count - 1:
-        assert (found[0].segment, found[0].line) == (path.name, line + 1)
-    elif index < 2:
-        assert (found[0].segment, found[0].line, found[0].kind) == (f"{index + 2:08}.log", 1, "dropped")
-    else:
-        assert kinds(kept.verify()) == {"cut"}
+def test_any_line_removed_is_found_and_named(spoilt: Kept, index: int, line: int) -> None:
+    path = spoilt.segments[index]
+    with put_back(path) as before:
+        count = len(before.splitlines())
+        line %= count
+        edit(path, lambda lines: lines.__delitem__(line))
+        found = spoilt.verify().found
+        if line < count - 1:
+            assert (found[0].segment, found[0].line) == (path.name, line + 1)
+        elif index < 2:
+            assert (found[0].segment, found[0].line, found[0].kind) == (f"{index + 2:08}.log", 1, "dropped")
+        else:
+            assert kinds(spoilt.verify()) == {"cut"}
 
 
 @QUICK
 @given(index=st.integers(0, 2), one=st.integers(0, 11), other=st.integers(0, 11))
-def test_any_two_lines_swapped_are_found(
-    whole: Kept, tmp_path_factory: pytest.TempPathFactory, index: int, one: int, other: int
-) -> None:
-    kept = whole.copy(tmp_path_factory.getbasetemp() / "swapped")
-    path = kept.segments[index]
-    count = len(path.read_bytes().splitlines())
-    one, other = sorted((one % count, other % count))
-    if one == other:
-        return
+def test_any_two_lines_swapped_are_found(spoilt: Kept, index: int, one: int, other: int) -> None:
+    path = spoilt.segments[index]
+    with put_back(path) as before:
+        count = len(before.splitlines())
+        one, other = sorted((one % count, other % count))
+        if one == other:
+            return
 
-    def swap(lines: list[bytes]) -> None:
-        lines[one], lines[other] = lines[other], lines[one]
+        def swap(lines: list[bytes]) -> None:
+            lines[one], lines[other] = lines[other], lines[one]
 
-    edit(path, swap)
-    found = verify(kept.audit).found
-    assert (found[0].segment, found[0].line) == (path.name, one + 1)
+        edit(path, swap)
+        found = verify(spoilt.audit).found
+        assert (found[0].segment, found[0].line) == (path.name, one + 1)
 
 
 @QUICK
 @given(index=st.integers(0, 2), line=st.integers(0, 11), to=st.integers(0, 12))
-def test_a_line_doubled_anywhere_is_found(
-    whole: Kept, tmp_path_factory: pytest.TempPathFactory, index: int, line: int, to: int
-) -> None:
-    kept = whole.copy(tmp_path_factory.getbasetemp() / "doubled")
-    path = kept.segments[index]
-    count = len(path.read_bytes().splitlines())
-    line, to = line % count, to % (count + 1)
-    edit(path, lambda lines: lines.insert(to, lines[line]))
-    findings = verify(kept.audit)
-    place = to + 1 if to != line else line + 2  # a copy right before a line is that line
-    assert (findings.found[0].segment, findings.found[0].line) == (path.name, place)
-    if to in (line, line + 1):
-        assert kinds(findings) == {"repeated"} or line == 0
+def test_a_line_doubled_anywhere_is_found(spoilt: Kept, index: int, line: int, to: int) -> None:
+    path = spoilt.segments[index]
+    with put_back(path) as before:
+        count = len(before.splitlines())
+        line, to = line % count, to % (count + 1)
+        edit(path, lambda lines: lines.insert(to, lines[line]))
+        findings = verify(spoilt.audit)
+        place = to + 1 if to != line else line + 2  # a copy right before a line is that line
+        assert (findings.found[0].segment, findings.found[0].line) == (path.name, place)
+        if to in (line, line + 1):
+            assert kinds(findings) == {"repeated"} or line == 0
 
 
 @pytest.mark.parametrize("gone", [0, 1, 2])
@@ -250,20 +256,18 @@ def test_heads_of_another_key_and_heads_that_were_altered_are_named(whole: Kept,
 
 @QUICK
 @given(data=st.data())
-def test_any_byte_of_a_head_that_is_flipped_is_found(
-    whole: Kept, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    kept = whole.copy(tmp_path_factory.getbasetemp() / "heads")
-    path = sorted(kept.heads.iterdir())[data.draw(st.integers(0, 2))]
-    raw = bytearray(path.read_bytes())
-    at = data.draw(st.integers(0, len(raw) - 1))
-    was = bytes(raw[at : at + 1])
-    raw[at] ^= data.draw(st.integers(1, 255))
-    now = bytes(raw[at : at + 1])
-    path.write_bytes(raw)
-    # Signatures are hex, whose case says nothing; white space around a head neither.
-    if was.lower() != now.lower() and not (was == b"\n" and now.isspace()):
-        assert not kept.verify().ok
+def test_any_byte_of_a_head_that_is_flipped_is_found(spoilt: Kept, data: st.DataObject) -> None:
+    path = sorted(spoilt.heads.iterdir())[data.draw(st.integers(0, 2))]
+    with put_back(path) as before:
+        raw = bytearray(before)
+        at = data.draw(st.integers(0, len(raw) - 1))
+        was = bytes(raw[at : at + 1])
+        raw[at] ^= data.draw(st.integers(1, 255))
+        now = bytes(raw[at : at + 1])
+        path.write_bytes(raw)
+        # Signatures are hex, whose case says nothing; white space around a head neither.
+        if was.lower() != now.lower() and not (was == b"\n" and now.isspace()):
+            assert not spoilt.verify().ok
 
 
 def test_bytes_of_any_kind_are_found_in_bounded_memory(tmp_path: Path) -> None:

@@ -190,12 +190,13 @@ def write_parts(parts: Iterable[tuple[str, bytes]]) -> str:
 def read_parts(text: str) -> list[tuple[str, bytes]]:
     """The parts of a text, in order. An error never quotes the text, which may be secret."""
     parts = []
-    for part in text.strip().split("\n\n"):
-        head, *lines = (line.strip() for line in part.strip().split("\n"))
+    lines = [line.strip() for line in text.split("\n")]
+    for part in "\n".join(lines).strip("\n").split("\n\n"):
+        head, _, joined = part.partition("\n")
         name, _, version = head.partition(" ")
         if not name.startswith("warren-") or version != "1":
             raise BadText("a part begins with a line such as: warren-token 1")
-        joined = "".join(lines)
+        joined = joined.replace("\n", "")
         try:
             data = base64.b64decode(joined + "=" * (-len(joined) % 4), altchars=b"-_", validate=True)
         except ValueError:

@@ -99,7 +99,7 @@ class CA:
     def sign(
         self, request: bytes, uri: str, ttl: timedelta = TTL, now: datetime | None = None
     ) -> list[x509.Certificate]:
-        """A certificate for URI and the key of a signing REQUEST, of which nothing else counts; and its chain."""
+        """A certificate for URI and the key of a signing REQUEST, and its chain. Nothing else of it counts."""
         key, _ = x.read_request(request)
         return self.certify(key, uri, ttl, now)
 

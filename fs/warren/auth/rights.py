@@ -128,7 +128,7 @@ def parse_who(who: str, text: str) -> tuple[str, ...]:
         or (words[0] == "user" and len(words) == 2)
         or (who.startswith("spiffe://") and len(words) > 3 and "*" not in words[2])
     )
-    if not good or "" in words[:1] + words[2:]:
+    if not good or "" in (words[2:] if who.startswith("spiffe://") else words):
         raise BadRow(f"{text!r}: {who!r} is not any, local, role/ROLE/NAME, user/NAME or a spiffe:// name")
     return words
 

@@ -95,6 +95,12 @@ class Export:
         """A connection was turned away before it was one."""
         self.trace.fail(Entry(time.time(), 0, "connection", "-", 429, self.new_trace(), why))
 
+    def refused_handshake(self, address: str, reason: str, detail: str) -> None:
+        """Somebody did not get as far as a session: audited by the name of the reason."""
+        trace = self.new_trace()
+        self.trace.fail(Entry(time.time(), 0, "handshake", address, 401, trace, f"{reason}: {detail}"))
+        self.audit.note(Event(0, "", "handshake", address, reason, trace), 401)
+
     def statistics(self) -> Mapping[str, int]:
         """Counts for people and for scraping."""
         return {

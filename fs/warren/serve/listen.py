@@ -2,6 +2,7 @@
 
     unix!/path/to/socket     the peer is `local` if it runs as our uid (SO_PEERCRED), else `any`
     tcp!host!port            loopback only; TCP proves nothing, so every peer is `any`
+    tls!host!port            mutual TLS: the peer is the SPIFFE name in its certificate; needs a gate
     stdio                    one conversation on standard input and output, as `any`
 
 `async with listening(export, addresses) as addresses:` serves until the block ends and gives back the
@@ -23,9 +24,10 @@ import trio
 from warren.serve.export import Export
 from warren.serve.pool import Pool
 from warren.serve.reactor import Reactor
+from warren.serve.secure import Gate
 from warren.serve.stream import serve_stream
 
-FORMS = "unix!PATH, tcp!HOST!PORT or stdio"
+FORMS = "unix!PATH, tcp!HOST!PORT, tls!HOST!PORT or stdio"
 _BACKLOG = 1024
 
 
@@ -34,7 +36,9 @@ class BadAddress(ValueError):
 
 
 @asynccontextmanager
-async def listening(export: Export, addresses: Iterable[str]) -> AsyncIterator[list[str]]:
+async def listening(
+    export: Export, addresses: Iterable[str], gate: Gate | None = None
+) -> AsyncIterator[list[str]]:
     """Serve EXPORT on every address while the block runs; every connection ends with it."""
     async with trio.open_nursery() as nursery:
         pool = Pool(export.limits.buffers)
@@ -50,8 +54,13 @@ async def listening(export: Export, addresses: Iterable[str]) -> AsyncIterator[l
                     continue
                 sock = bind(address)
                 sockets.append(sock)
-                names.append(_name(sock))
-                nursery.start_soon(_accept, reactor, export, sock)
+                secure = address.startswith("tls!")
+                if secure and gate is None:
+                    raise BadAddress(f"{address} needs an identity to show: --id DIR")
+                names.append(_name(sock, secure))
+                nursery.start_soon(_accept, reactor, export, sock, gate if secure else None)
+            if gate is not None:
+                gate.recheck = reactor.look
             yield names
         finally:
             nursery.cancel_scope.cancel()
@@ -64,8 +73,8 @@ def bind(address: str) -> socket.socket:
     scheme, *rest = address.split("!")
     if scheme == "unix" and len(rest) == 1 and rest[0]:
         return _bind_unix(rest[0])
-    if scheme == "tcp" and len(rest) == 2 and rest[1].isdigit() and int(rest[1]) < 65536:
-        return _bind_tcp(rest[0], int(rest[1]))
+    if scheme in ("tcp", "tls") and len(rest) == 2 and rest[1].isdigit() and int(rest[1]) < 65536:
+        return _bind_tcp(rest[0], int(rest[1]), anywhere=scheme == "tls")
     raise BadAddress(f"{address!r} is no address to listen on; it is {FORMS}")
 
 
@@ -98,16 +107,16 @@ def _answers(path: str) -> bool:
     return True
 
 
-def _bind_tcp(host: str, port: int) -> socket.socket:
+def _bind_tcp(host: str, port: int, anywhere: bool) -> socket.socket:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as e:
         raise BadAddress(f"{host}: {e.strerror}") from None
     family, kind, proto, _, where = found[0]
-    if not ipaddress.ip_address(where[0]).is_loopback:
+    if not anywhere and not ipaddress.ip_address(where[0]).is_loopback:
         raise BadAddress(
             f"{host} is not loopback: plain TCP proves no identity and hides nothing. "
-            "Listen on 127.0.0.1 or a unix socket"
+            "Listen on 127.0.0.1, a unix socket or tls!HOST!PORT"
         )
     sock = socket.socket(family, kind | socket.SOCK_CLOEXEC, proto)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -121,9 +130,11 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _name(sock: socket.socket) -> str:
+def _name(sock: socket.socket, secure: bool) -> str:
     where = sock.getsockname()
-    return f"unix!{where}" if sock.family == socket.AF_UNIX else f"tcp!{where[0]}!{where[1]}"
+    if sock.family == socket.AF_UNIX:
+        return f"unix!{where}"
+    return f"{'tls' if secure else 'tcp'}!{where[0]}!{where[1]}"
 
 
 def _forget(sock: socket.socket) -> None:
@@ -136,10 +147,10 @@ def _forget(sock: socket.socket) -> None:
             pass
 
 
-async def _accept(reactor: Reactor, export: Export, listener: socket.socket) -> None:
+async def _accept(reactor: Reactor, export: Export, listener: socket.socket, gate: Gate | None) -> None:
     while True:
         try:
-            sock, _ = listener.accept()
+            sock, peer = listener.accept()
         except BlockingIOError:
             await trio.lowlevel.wait_readable(listener)
             continue
@@ -152,10 +163,15 @@ async def _accept(reactor: Reactor, export: Export, listener: socket.socket) -> 
             export.refused_connection(f"{len(reactor.peers)} connections are open, the limit")
             sock.close()
             continue
-        subject = peer_subject(sock)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        reactor.add(sock, export, subject)
+        if gate is None:
+            reactor.add(sock, export, peer_subject(sock))
+        elif why := gate.turned_away(str(peer[0])):
+            export.refused_connection(why)
+            sock.close()
+        else:
+            reactor.add_secure(sock, export, gate)
 
 
 def peer_subject(sock: socket.socket) -> str:

@@ -52,7 +52,7 @@ def declare(parser: Parser) -> None:
     parser.add_argument("--ttl", metavar="TIME", help="issue, sign: how long it lasts, such as 12h")
     parser.add_argument("--uri", metavar="URI", help="sign: the name that is certified")
     parser.add_argument("--key", metavar="KIND", choices=["ed25519", "p256"], default="ed25519",
-                        help="init, issue, rotate --root: ed25519, or p256 for those who know no other")  # fmt: skip
+                        help="init, issue, region, rotate --root: ed25519 or p256")  # fmt: skip
     parser.add_argument("--reason", metavar="REASON", default="unspecified", help="revoke: why")
     parser.add_argument("--root", action="store_true", help="rotate: the root too")
     parser.add_argument("--root-key", metavar="FILE", help="where root.key is, if not in DIR")

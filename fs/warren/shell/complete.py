@@ -60,10 +60,11 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def _first_words(name: str) -> Iterable[str]:
+    from warren.shell.ca import VERBS
     from warren.shell.main import COMMANDS
     from warren.shell.serve import SERVERS
 
-    return {"help": [*COMMANDS, "exit"], "completion": ["bash"], "serve": SERVERS}.get(name, ())
+    return {"help": [*COMMANDS, "exit"], "completion": ["bash"], "serve": SERVERS, "ca": VERBS}.get(name, ())
 
 
 class _Line:

@@ -139,6 +139,33 @@ def parse(raw: bytes) -> Line | None:
         return None
 
 
+class Aside:
+    """Bytes behind the last good line of a segment, whose hash is H, that are no part of the chain."""
+
+    def __init__(self, h: bytes) -> None:
+        self.h = h
+        self.size = 0
+        self.ends = 0
+        self.ended = True
+        self.sum = hashlib.sha256()
+
+    def add(self, raw: bytes) -> None:
+        """RAW lies there too."""
+        self.size += len(raw)
+        self.sum.update(raw)
+        self.ended = raw.endswith(b"\n")
+        self.ends += self.ended
+
+    def noted_by(self, line: Line, body: bytes, stated: bytes) -> bool:
+        """Whether LINE is a restart's note about just these bytes."""
+        return (
+            line.kind in ("torn", "damaged")
+            and not line.path
+            and (line.size, line.sha256) == (self.size, self.sum.hexdigest())
+            and chained(self.h, body) == stated
+        )
+
+
 def _legible(line: Line) -> Line:
     def said(text: str) -> str:
         return text.encode("utf-8", "backslashreplace").decode()

@@ -8,12 +8,11 @@ disk that lost power, or by a hand; it is `damaged`, and verifying will say so f
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
 
-from warren.traces.audit.lines import GENESIS, Place, chained, parse, unseal
+from warren.traces.audit.lines import GENESIS, Aside, Place, chained, parse, unseal
 from warren.traces.audit.reading import pieces, segments
 
 
@@ -34,12 +33,12 @@ class Found(NamedTuple):
     chain: str
     began: float
     size: int
-    open: set[int]
+    open: frozenset[int]
     tails: list[Tail]
     unended: bool  # the last good line lacks nothing but its end
 
 
-EMPTY = Found(Place(0, 0, 0, GENESIS), "", 0.0, 0, set(), [], False)
+EMPTY = Found(Place(0, 0, 0, GENESIS), "", 0.0, 0, frozenset(), [], False)
 
 
 def find(directory: Path) -> Found:
@@ -48,7 +47,7 @@ def find(directory: Path) -> Found:
     for number, path in reversed(segments(directory)):
         found = _scan(number, path)
         if found is not None:
-            return found._replace(tails=found.tails + apart[::-1])
+            return found._replace(tails=[*found.tails, *apart[::-1]])
         apart.append(_set_apart(path))
     return EMPTY._replace(tails=apart[::-1])
 
@@ -58,17 +57,20 @@ def _scan(number: int, path: Path) -> Found | None:
     at, chain, began = Place(number, 0, 0, GENESIS), "", 0.0
     open_intents: set[int] = set()
     good = count = 0
-    unended = bad = False
-    tail = _Digest()
+    unended = False
+    aside: Aside | None = None
     for raw in pieces(path):
         count += 1
         whole = raw if raw.endswith(b"\n") else raw + b"\n"
         taken, line = unseal(whole), parse(whole)
-        if not bad and taken is not None and line is not None:
+        if taken is not None and line is not None:
             body, stated = taken
+            if aside is not None and aside.noted_by(line, body, stated):
+                good += aside.size
+                aside = None
             first = count == 1 and line.kind == "begin"
             previous = line.after.encode() if first else at.h
-            if (first or at.line) and chained(previous, body) == stated:
+            if aside is None and (first or at.line) and chained(previous, body) == stated:
                 if first:
                     chain, began = line.chain, line.ts
                 at = Place(number, count, line.seq, stated)
@@ -83,42 +85,30 @@ def _scan(number: int, path: Path) -> Found | None:
                 elif line.kind == "recovered":
                     open_intents.difference_update(line.open)
                 continue
-        bad = True
-        tail.add(raw)
+        aside = aside or Aside(at.h)
+        aside.add(raw)
     if not at.line:
         return None
-    return Found(at, chain, began, good, open_intents, [tail.made()] if tail.size else [], unended)
+    return Found(
+        at, chain, began, good, frozenset(open_intents), [_tail(aside)] if aside is not None else [], unended
+    )
 
 
-class _Digest:
-    """Of bytes that come in parts."""
-
-    def __init__(self) -> None:
-        self.size = 0
-        self._sum = hashlib.sha256()
-        self._ends = 0
-        self._last = b""
-
-    def add(self, raw: bytes) -> None:
-        self.size += len(raw)
-        self._sum.update(raw)
-        self._ends += raw.endswith(b"\n")
-        self._last = raw[-1:]
-
-    def made(self, apart: str = "") -> Tail:
-        ended = self._last == b"\n" or bool(apart)
-        if not ended:
-            self._sum.update(b"\n")
-        kind = "damaged" if self._ends else "torn"
-        return Tail(kind, self.size + (not ended), self._sum.hexdigest(), ended, apart)
+def _tail(aside: Aside, apart: str = "") -> Tail:
+    """As it will lie there: an end of line is added where there is none, but not to what is moved."""
+    kind = "damaged" if aside.ends else "torn"
+    ended = aside.ended or bool(apart)
+    if not ended:
+        aside.add(b"\n")
+    return Tail(kind, aside.size, aside.sum.hexdigest(), ended, apart)
 
 
 def _set_apart(path: Path) -> Tail:
-    digest = _Digest()
+    aside = Aside(GENESIS)
     for raw in pieces(path):
-        digest.add(raw)
+        aside.add(raw)
     number = 0
     while (kept := path.with_name(f"{path.stem}.{number}.apart")).exists():
         number += 1
     os.rename(path, kept)
-    return digest.made(kept.name)
+    return _tail(aside, kept.name)

@@ -109,7 +109,7 @@ class AuditFile(Sequence):
             ) from None
         found = find(self.directory)
         self._at, self._chain, self._began = found.at, found.chain, found.began
-        self._size, self._open, self.seq = found.size, found.open, found.at.seq
+        self._size, self._open, self.seq = found.size, set(found.open), found.at.seq
         if found.at.segment:
             self._fd = os.open(self.path, _FLAGS, 0o600)
             if found.unended or (found.tails and not found.tails[0].ended):

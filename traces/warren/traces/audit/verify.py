@@ -21,7 +21,7 @@ from pathlib import Path
 from warren.traces.audit.covered import Covered
 from warren.traces.audit.findings import MOST, START, Finding, Findings
 from warren.traces.audit.heads import Keys
-from warren.traces.audit.lines import Line, Place, chained, parse, unseal
+from warren.traces.audit.lines import MAX_LINE, Aside, Line, Place, chained, parse, unseal
 from warren.traces.audit.reading import pieces, segment_name, segments
 
 
@@ -38,15 +38,20 @@ def verify(
 
 
 class _Gap:
-    """Bytes behind the last good line that are no part of the chain."""
+    """Behind the last good line: what a good line may follow, to go on from there."""
+
+    def __init__(self, good: Place) -> None:
+        self.after: tuple[bytes, ...] = ()  # hashes
+        self.seq = good.seq
+
+
+class _Broken(Aside):
+    """From the first break of a segment on: a restart sees no further, and may have noted all of it."""
 
     def __init__(self, good: Place, findings: Findings) -> None:
+        super().__init__(good.h)
         self.good = good
-        self.size = 0
-        self.sum = hashlib.sha256()
         self.kept, self.more = len(findings.found), findings.more
-        self.after: tuple[bytes, ...] = ()  # a good line may follow one of these hashes
-        self.seq = good.seq
 
 
 class _Walk:
@@ -57,6 +62,7 @@ class _Walk:
         self.good = START
         self.chain = ""
         self.gap: _Gap | None = None
+        self.broken: _Broken | None = None
         self.left: _Gap | None = None  # with which the segment before ended
         self.segment, self.number = 0, 0
 
@@ -78,11 +84,16 @@ class _Walk:
 
     def _segment(self, number: int, path: Path) -> None:
         self.segment, self.number = number, 0
-        self.left, self.gap = self.gap, None
+        self.left, self.gap, self.broken = self.gap, None, None
         raw = b""
         for raw in pieces(path):
             self.number += 1
+            self.findings.lines += 1
+            if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
+                break  # the end of the file, but not of a line
             self._piece(raw)
+            if self.broken is not None:
+                self.broken.add(raw)
         if not self.number:
             self._find("cut", path.name, 0, self.good.seq + 1, "the segment is empty")
         elif not raw.endswith(b"\n"):
@@ -90,21 +101,22 @@ class _Walk:
             self._find("torn", path.name, self.number, self.good.seq + 1, says)
 
     def _piece(self, raw: bytes) -> None:
-        self.findings.lines += 1
         taken = unseal(raw)
         line = parse(raw) if taken is not None else None
         if taken is None or line is None:
-            self._bad("unreadable", raw, None, (), "this is no line of an audit")
+            self._bad("unreadable", None, (), "this is no line of an audit")
             return
         body, stated = taken
         if self.number == 1:
-            self._first(raw, line, body, stated)
+            self._first(line, body, stated)
+        elif self.broken is not None and self.broken.noted_by(line, body, stated):
+            self._heals(self.broken, line, stated)
         elif chained(self.good.h, body) == stated and self.good.segment == self.segment:
             self._follows(line, stated)
         elif self.gap is not None and any(chained(h, body) == stated for h in self.gap.after):
-            self._resumes(line, stated)
+            self._accept(line, stated)  # what was found where it follows stands
         else:
-            self._misfit(raw, line, body, stated)
+            self._misfit(line, body, stated)
 
     # A line that is good
 
@@ -120,28 +132,24 @@ class _Walk:
             self.heads.at(self)
 
     def _follows(self, line: Line, stated: bytes) -> None:
-        """Chained to the last good line: whatever lies between was noted, or does not belong there."""
-        gap = self.gap
-        noted = line.kind in ("torn", "damaged") and not line.path
-        if gap is not None and noted and (gap.size, gap.sum.hexdigest()) == (line.size, line.sha256):
-            del self.findings.found[gap.kept :]
-            self.findings.more = gap.more
-            self.gap = None
-            self._noted(line)
-        elif noted and line.size:
+        if line.kind in ("torn", "damaged") and not line.path:
             says = f"{line.size} bytes that were {line.kind} lay before this line and are altered or gone"
             self._find("altered", self._name(), self.number, line.seq, says)
         self._accept(line, stated)
 
-    def _resumes(self, line: Line, stated: bytes) -> None:
-        """Chained to a line that is not good itself; what was found there stands."""
+    def _heals(self, broken: _Broken, line: Line, stated: bytes) -> None:
+        """The restart said what these bytes are, so what was found among them is said again by nobody."""
+        del self.findings.found[broken.kept :]
+        self.findings.more = broken.more
+        self.good, self.gap, self.broken = broken.good, None, None
+        self._noted(line)
         self._accept(line, stated)
 
-    def _first(self, raw: bytes, line: Line, body: bytes, stated: bytes) -> None:
+    def _first(self, line: Line, body: bytes, stated: bytes) -> None:
         """The first line of a segment names the last line of the one before it."""
         whole = line.kind == "begin" and chained(line.after.encode("utf-8", "replace"), body) == stated
         if not whole:
-            self._misfit(raw, line, body, stated)
+            self._misfit(line, body, stated)
             return
         if line.path != self._name():
             says = f"this file is the segment {line.path}"
@@ -186,7 +194,7 @@ class _Walk:
 
     # A line that is not
 
-    def _misfit(self, raw: bytes, line: Line, body: bytes, stated: bytes) -> None:
+    def _misfit(self, line: Line, body: bytes, stated: bytes) -> None:
         """A line that does not follow: say what it looks like, and from where one could go on."""
         last = self.gap.seq if self.gap is not None else self.good.seq
         previous = self.gap.after if self.gap is not None and self.gap.after else (self.good.h,)
@@ -201,14 +209,14 @@ class _Walk:
             kind, says = "misplaced", f"sequence {line.seq} stands behind {last}"
         else:
             kind, says = "altered", "the line or its hash was changed"
-        self._bad(kind, raw, line, candidates, says)
+        self._bad(kind, line, candidates, says)
 
-    def _bad(self, kind: str, raw: bytes, line: Line | None, after: tuple[bytes, ...], says: str) -> None:
+    def _bad(self, kind: str, line: Line | None, after: tuple[bytes, ...], says: str) -> None:
         if self.gap is None:
-            self.gap = _Gap(self.good, self.findings)
+            self.gap = _Gap(self.good)
+        if self.broken is None:
+            self.broken = _Broken(self.good, self.findings)
         gap = self.gap
-        gap.size += len(raw)
-        gap.sum.update(raw)
         seq = line.seq if line is not None else gap.seq + 1
         self._find(kind, self._name(), self.number, seq, says)
         gap.seq = seq if line is None or kind in ("altered", "missing") else gap.seq

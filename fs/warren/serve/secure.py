@@ -1,0 +1,184 @@
+"""A socket under mutual TLS, and the gate that decides who may come through.
+
+A handshake is served by the reactor like any other traffic, a step at a time, so that one slow stranger
+costs nobody anything. Only when it is done and `auth.tls` has named the peer does a conversation begin:
+the name is its subject. What is refused is recorded with its reason, and the stranger hears nothing.
+
+The gate holds the process's identity. It takes a context anew for every connection, so rotated
+certificates and newer revocation lists are in force from the next handshake on; `recheck` ends the
+conversations of those who were revoked meanwhile, and the sweep those whose certificate has run out.
+A flood of handshakes is turned away before the arithmetic that makes it expensive.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from warren.auth import tls
+from warren.auth.identity import Identity
+from warren.serve.peer import READ, WRITE, Peer
+
+if TYPE_CHECKING:
+    import socket
+
+    from warren.serve.export import Export
+    from warren.serve.reactor import Reactor
+    from warren.serve.session import Parts
+
+_RECORD: Final = 16384
+_RECORDS: Final = 16  # taken in one turn of a connection
+_HANDSHAKES: Final = 256  # under way at once
+_FAILURES: Final = 32  # of one address, after which it waits
+_PENALTY: Final = 10.0
+_ADDRESSES: Final = 4096
+
+
+class Gate:
+    """Who may connect: an identity, and limits on those who try."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.shaking = 0
+        self.refused: dict[str, int] = {}
+        self.recheck: Callable[[], None] = lambda: None  # set by the listener: end who is revoked, now
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+
+    def turned_away(self, address: str) -> str:
+        """Why a new connection from ADDRESS is not even shaken hands with, or nothing."""
+        if self.shaking >= _HANDSHAKES:
+            return f"{self.shaking} handshakes are under way, the limit"
+        count, until = self._failures.get(address, (0, 0.0))
+        if count >= _FAILURES and time.monotonic() < until:
+            return f"{count} handshakes from {address} have failed"
+        return ""
+
+    def failed(self, address: str, reason: str) -> None:
+        """A handshake was refused."""
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+        now = time.monotonic()
+        count, until = self._failures.pop(address, (0, 0.0))
+        self._failures[address] = (count + 1 if now < until else 1, now + _PENALTY)
+        while len(self._failures) > _ADDRESSES:
+            self._failures.popitem(last=False)
+
+
+class SecurePeer(Peer):
+    """One socket under TLS."""
+
+    __slots__ = ("address", "gate", "lists", "shaken", "who")
+    sock: ssl.SSLSocket
+
+    def __init__(self, reactor: Reactor, sock: socket.socket, export: Export, gate: Gate) -> None:
+        self.address = str(sock.getpeername()[0])
+        context = gate.identity.server_context()
+        secure = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+        super().__init__(reactor, secure, export)
+        self.gate = gate
+        self.shaken = False
+        self.who: tls.Peer | None = None
+        self.lists = gate.identity.lists  # the revocation lists that this peer was last held against
+        gate.shaking += 1
+
+    def receive(self, into: memoryview) -> int:
+        """Several records at a time: each costs a call, and a large frame has many."""
+        got = 0
+        for _ in range(_RECORDS):
+            try:
+                n = self.sock.recv_into(into[got:])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                if got:
+                    return got
+                raise BlockingIOError from None
+            except ssl.SSLEOFError:
+                return got  # without a closing word: 9P has no truncation that its frames would not show
+            got += n
+            if n == 0 or got == len(into):
+                break
+        return got
+
+    def transmit(self, out: Parts) -> int:
+        """One buffer, record by record."""
+        if len(out) > 1:
+            out[:] = [b"".join(out)]
+        view, sent = memoryview(out[0]), 0
+        try:
+            while sent < len(view):
+                sent += self.sock.send(view[sent : sent + _RECORD])
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            if not sent:
+                raise BlockingIOError from None
+        return sent
+
+    def readable(self) -> None:
+        if not self.shaken:
+            self._shake()
+            return
+        super().readable()
+        while not self.closed and self.sock.pending():
+            super().readable()  # what TLS holds decrypted, epoll does not know of
+
+    def writable(self) -> None:
+        if self.shaken:
+            super().writable()
+        else:
+            self._shake()
+
+    def _shake(self) -> None:
+        try:
+            self.sock.do_handshake()
+            self.who = tls.peer(self.sock, self.gate.identity.hive)
+            if self.who.uri is None or self.who.alpn != tls.SERVE:
+                raise tls.Unwelcome("no_protocol", f"{self.who.alpn or 'none'} is not served here")
+        except ssl.SSLWantReadError:
+            self._wait_for(READ)
+        except ssl.SSLWantWriteError:
+            self._wait_for(WRITE)
+        except (OSError, ValueError, tls.Unwelcome) as e:
+            self._refuse(e)
+        else:
+            self.shaken = True
+            self.gate.shaking -= 1
+            self.begin(self.who.uri)
+            self._wait_for(READ)
+            self.readable()  # the first request often comes with the end of the handshake
+
+    def _wait_for(self, mask: int) -> None:
+        if mask != self.mask:
+            self.mask = mask
+            self.reactor.epoll.modify(self.sock, mask)
+
+    def _refuse(self, e: Exception) -> None:
+        """Record the reason; the stranger is only hung up on."""
+        reason = tls.reason(e)
+        self.gate.failed(self.address, reason)
+        detail = e.detail if isinstance(e, tls.Unwelcome) else ""
+        self.export.refused_handshake(self.address, reason, detail or tls.REASONS[reason])
+        self.close("")
+
+    def sweep(self, now: float) -> None:
+        if not self.shaken:
+            if now - self.since > self.export.limits.patience:
+                self._refuse(TimeoutError())
+            return
+        assert self.who is not None
+        assert self.who.not_after is not None
+        identity = self.gate.identity
+        if time.time() > self.who.not_after.timestamp():
+            self.close("the certificate of this session has expired")
+            return
+        if identity.lists != self.lists:
+            self.lists = identity.lists
+            if identity.revoked(self.who.issuer, self.who.serial):
+                self.close("the certificate of this session is revoked")
+                return
+        super().sweep(now)
+
+    def ended(self, why: str) -> None:
+        if self.shaken:
+            super().ended(why)
+        else:
+            self.gate.shaking -= 1
