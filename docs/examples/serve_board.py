@@ -39,5 +39,5 @@ async def main(address: str, rows: list[str]) -> None:
 if __name__ == "__main__":
     try:
         trio.run(main, sys.argv[1], sys.argv[2:])
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except* KeyboardInterrupt:
+        pass

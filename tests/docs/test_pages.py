@@ -1,14 +1,22 @@
 """Pages that show commands: what they show happens. See `transcript` for the notation."""
 
+import inspect
 import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
+from warren.check.tree import check_tree
+from warren.tree import Node
 
+from docs.examples.board import Board
+from docs.examples.serve_board import SystemClock
 from tests.docs.transcript import PATIENCE, Terminals, fits, form, play
 from tests.sources import ROOT
 
@@ -35,6 +43,43 @@ def terminals(home: Path) -> Iterator[Terminals]:
 
 def test_the_tutorial(terminals: Terminals) -> None:
     assert play(DOCS / "tutorial.md", terminals) > 40
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/operating.md", "docs/writing-a-server.md"])
+def test_what_a_page_shows_happens(page: str, terminals: Terminals) -> None:
+    assert play(ROOT / page, terminals)
+
+
+def test_the_python_of_writing_a_server_runs_and_its_tests_pass() -> None:
+    page = (DOCS / "writing-a-server.md").read_text()
+    names: dict[str, Any] = {"__name__": "page"}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "writing-a-server.md", "exec"), names)
+    (shown,) = re.findall(r"^```text\n(heat .*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert names["RoomCtl"](names["Room"]()).help() == shown
+    tests = {name: it for name, it in names.items() if name.startswith("test_")}
+    assert len(tests) == 3
+    for test in tests.values():
+        assert inspect.iscoroutinefunction(test)
+        trio.run(test)
+
+
+def test_the_page_shows_the_board_as_it_is_and_it_is_short() -> None:
+    board = (DOCS / "examples/board.py").read_text()
+    assert f"```python file=docs/examples/board.py\n{board}```" in (DOCS / "writing-a-server.md").read_text()
+    assert board.count("\n") < 150
+    assert f"{board.count(chr(10))} lines" in (DOCS / "writing-a-server.md").read_text()
+
+
+async def test_the_board_is_a_tree() -> None:
+    def made() -> nullcontext[Node]:
+        board = Board(SystemClock())
+        lunch = board.add("lunch", "Where do we eat?")
+        lunch.life.keep()
+        lunch.post(b"soup")
+        return nullcontext(board)
+
+    await check_tree(made, feeds={"/lunch/news": lambda files: files.write("/lunch/post", b"x")})
 
 
 def test_the_mount_of_the_tutorial_has_the_options_that_real_kernels_are_tested_with() -> None:

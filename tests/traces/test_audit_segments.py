@@ -122,14 +122,21 @@ async def test_segments_that_end_while_others_wait_are_synced_too(kept: Kept) ->
 
 async def test_a_head_each_second_while_there_is_news(kept: Kept, autojump_clock: object) -> None:
     taken: list[Head] = []
-    audit = AuditFile(kept.audit, signer=FileSigner(kept.key), heads=taken.append)
+    arrived = trio.Event()
+
+    def place(head: Head) -> None:
+        taken.append(head)
+        trio.from_thread.run_sync(arrived.set)
+
+    audit = AuditFile(kept.audit, signer=FileSigner(kept.key), heads=place)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(audit.keep)
         for n in range(3):
             work(audit, 2, first=n)
             began = trio.current_time()
-            while len(taken) == n:  # the sync is a thread, for which this clock does not wait
-                await trio.sleep(0.1)
+            await arrived.wait()
+            arrived = trio.Event()
+            assert len(taken) == n + 1
             assert trio.current_time() - began >= 0.9
         await trio.sleep(60)
         assert [head.seq for head in taken] == [5, 9, 13]

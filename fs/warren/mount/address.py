@@ -2,6 +2,7 @@
 
     tcp!HOST!PORT     a host by name or number
     unix!/PATH        a socket in the file system
+    tls!HOST!PORT     the first, under mutual TLS (see `secure`)
 
 `SCHEMES` is the whole grammar: a scheme is a word, the form to show in errors, and a coroutine that
 takes the words after the first and opens a channel. Anything else that carries bytes both ways is a
@@ -52,8 +53,13 @@ class SocketChannel:
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
-        self._sock = sock
+        self._sock: socket.socket = sock
         self._row = 0
+
+    @property
+    def socket(self) -> socket.socket:
+        """For what is laid over it."""
+        return self._sock
 
     async def receive(self, into: memoryview) -> int:
         while True:
@@ -135,7 +141,7 @@ async def _connected(family: int, kind: int, proto: int, where: Any) -> SocketCh
     return SocketChannel(sock)
 
 
-async def _tcp(words: list[str]) -> Channel:
+async def _tcp(words: list[str]) -> SocketChannel:
     host, port = words
     if not port.isdigit():
         raise ValueError(f"port {port!r} is not a number")
@@ -149,7 +155,7 @@ async def _tcp(words: list[str]) -> Channel:
     raise refused or OSError(errno.EADDRNOTAVAIL, f"{host} has no address")
 
 
-async def _unix(words: list[str]) -> Channel:
+async def _unix(words: list[str]) -> SocketChannel:
     return await _connected(socket.AF_UNIX, socket.SOCK_STREAM, 0, words[0])
 
 
@@ -158,12 +164,13 @@ class Scheme(NamedTuple):
 
     form: str
     words: int
-    open: Callable[[list[str]], Awaitable[Channel]]
+    open: Callable[[list[str]], Awaitable[SocketChannel]]
 
 
 SCHEMES: dict[str, Scheme] = {
     "tcp": Scheme("tcp!HOST!PORT", 2, _tcp),
     "unix": Scheme("unix!/PATH", 1, _unix),
+    "tls": Scheme("tls!HOST!PORT", 2, _tcp),
 }
 
 
@@ -177,7 +184,7 @@ def parse(address: str) -> tuple[Scheme, list[str]]:
     return scheme, words
 
 
-async def connect(address: str) -> Channel:
+async def connect(address: str) -> SocketChannel:
     """Open a channel. ValueError if the address is none, OSError if nobody answers there.
 
     Cancelled means that nothing was left open.

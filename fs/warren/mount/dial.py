@@ -2,6 +2,7 @@
 
     async with dial("tcp!127.0.0.1!5640", aname="/data") as files: ...
     async with dial(stream) as files: ...          # any trio stream, for its life only
+    async with dial("tls!hub!564", identity=me, expect="role/QueenPrimary/*") as files: ...
 
 See `address` for the forms. The session ends with the block; what it raised is raised as it is.
 """
@@ -15,11 +16,15 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import trio
 from warren.mount.address import Channel, StreamChannel, connect, parse
 from warren.mount.files import Files
 from warren.p9.client import MSIZE, VERSIONS
+
+if TYPE_CHECKING:
+    from warren.auth.identity import Identity
 
 DEADLINE = 30.0
 
@@ -28,7 +33,8 @@ class dial(AbstractAsyncContextManager[Files]):
     """A session with ADDRESS, a string or a trio stream.
 
     `aname` chooses a tree or a place in one; `uname` is a label that a server never believes; `versions`
-    are offered in turn until the server knows one.
+    are offered in turn until the server knows one. For `tls!`, `identity` is who we are and `expect` whom
+    we want: any role of our hive, unless it says otherwise.
     Raises ValueError for what is no address, OSError when nobody answers or the server refuses.
     """
 
@@ -41,15 +47,25 @@ class dial(AbstractAsyncContextManager[Files]):
         deadline: float = DEADLINE,
         msize: int = MSIZE,
         versions: Sequence[str] = VERSIONS,
+        identity: Identity | None = None,
+        expect: str = "role/*/*",
     ) -> None:
         self._connect: Callable[[], Awaitable[Channel]]
         if isinstance(address, str):
             parse(address)
             target = address
+            secure = address.startswith("tls!")
+            if secure and identity is None:
+                raise ValueError(f"{address} needs an identity to show: --id DIR")
 
             async def connect_address() -> Channel:
                 try:
-                    return await connect(target)
+                    channel = await connect(target)
+                    if secure and identity is not None:
+                        from warren.mount.secure import secured  # certificates take 50 ms to import
+
+                        return await secured(channel.socket, identity, expect)
+                    return channel
                 except OSError as e:
                     # A failed look-up of a name has a number of its own, which is no errno.
                     number = errno.EHOSTUNREACH if isinstance(e, socket.gaierror) else e.errno

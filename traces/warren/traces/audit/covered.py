@@ -34,18 +34,19 @@ class Covered:
         self._where = ("", 0)
         self._advance()
 
-    def _read(self, found: Iterator[tuple[str, int, Head | None]]) -> Iterator[Head]:
-        for name, number, head in found:
+    def _read(self, found: Iterator[tuple[str, int, tuple[Head, bytes] | None]]) -> Iterator[Head]:
+        for name, number, parsed in found:
             self._where = (name, number)
-            if head is None:
+            if parsed is None:
                 self._problem("unreadable", 0, "this is no head")
                 continue
+            head, body = parsed
             if self.keys is not None:
                 checker = self.keys.get(head.key)
                 if checker is None:
                     self._problem("signature", head.seq, f"the head is signed by the unknown key {head.key}")
                     continue
-                if not head.valid(checker):
+                if not checker.check(bytes.fromhex(head.sig), body):
                     self._problem("signature", head.seq, "the signature of the head is wrong")
                     continue
             chain, seq, _ = self._seen
@@ -93,6 +94,17 @@ class Covered:
                 walk.findings.add(Finding("rewritten", segment, line.line, head.seq, says, self.matched))
             self._advance()
             self._settle(walk)
+
+    def taken_back(self, walk: Walked) -> None:
+        """The walk is at an earlier good line again: a restart set aside what came after it."""
+        if self.matched.seq > walk.good.seq:
+            segment = segment_name(self.matched.segment)
+            says = f"what was set aside had been signed, up to sequence {self.matched.seq}"
+            walk.findings.add(
+                Finding("rewritten", segment, self.matched.line, self.matched.seq, says, walk.good)
+            )
+            self.matched = walk.good
+            walk.findings.covered = walk.good.seq
 
     def end(self, walk: Walked) -> None:
         """No line is left; heads that are left speak of lines that are gone."""

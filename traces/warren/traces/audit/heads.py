@@ -19,6 +19,7 @@ import msgspec
 
 CONTEXT = b"warren audit head 1\n"
 _MAX_HEAD = 4096
+_SIG = b',"sig":"'
 
 
 class Signer(Protocol):
@@ -42,7 +43,7 @@ class Checker(Protocol):
 Keys = Mapping[str, Checker]  # by key id
 
 
-class Head(msgspec.Struct, frozen=True):
+class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     """The audit at a moment."""
 
     chain: str
@@ -53,30 +54,38 @@ class Head(msgspec.Struct, frozen=True):
     key: str
     sig: str = ""  # hex
 
-    def signed(self) -> bytes:
-        """What the signature is over."""
-        said = {name: getattr(self, name) for name in self.__struct_fields__ if name != "sig"}
-        return CONTEXT + msgspec.json.encode(said)
+    def line(self) -> bytes:
+        """As it is kept."""
+        return _body(self)[:-1] + _SIG + self.sig.encode() + b'"}\n'
 
-    def valid(self, checker: Checker) -> bool:
-        """Whether the signature is this key's."""
-        try:
-            return checker.check(bytes.fromhex(self.sig), self.signed())
-        except ValueError:
-            return False
+
+def _body(head: Head) -> bytes:
+    return msgspec.json.encode(msgspec.structs.replace(head, sig=""))
+
+
+def parse_head(raw: bytes) -> tuple[Head, bytes] | None:
+    """(the head, what its signature is over) of a line, or None if it is none."""
+    body, found, _ = raw.rpartition(_SIG)
+    try:
+        head = msgspec.json.decode(raw, type=Head)
+        exact = bytes.fromhex(head.sig).hex() == head.sig
+    except (msgspec.DecodeError, ValueError):
+        return None
+    whole = exact and found and raw == body + _SIG + head.sig.encode() + b'"}\n'
+    return (head, CONTEXT + body + b"}") if whole else None
 
 
 class Heads(Protocol):
     """The second place. It is called from a worker thread, one head at a time."""
 
-    def __call__(self, head: Head) -> None:
+    def __call__(self, head: Head, /) -> None:
         """Keep HEAD; OSError means it is not kept, and a later one will be offered."""
 
 
 def signed(chain: str, segment: int, seq: int, h: str, ts: float, signer: Signer) -> Head:
     """A head with its signature."""
     bare = Head(chain, segment, seq, h, ts, signer.key_id)
-    return msgspec.structs.replace(bare, sig=signer.sign(bare.signed()).hex())
+    return msgspec.structs.replace(bare, sig=signer.sign(CONTEXT + _body(bare)).hex())
 
 
 class HeadFiles:
@@ -90,7 +99,7 @@ class HeadFiles:
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         fd = os.open(self.directory / f"{head.segment:08}.heads", flags, 0o600)
         try:
-            raw = msgspec.json.encode(head) + b"\n"
+            raw = head.line()
             end = os.fstat(fd).st_size
             if end and os.pread(fd, 1, end - 1) != b"\n":  # a head that was cut short stays apart
                 raw = b"\n" + raw
@@ -101,14 +110,11 @@ class HeadFiles:
             os.close(fd)
 
 
-def read_heads(directory: str | os.PathLike[str]) -> Iterator[tuple[str, int, Head | None]]:
-    """(file, line, head) in the order of segments; None for a line that is no head."""
+def read_heads(directory: str | os.PathLike[str]) -> Iterator[tuple[str, int, tuple[Head, bytes] | None]]:
+    """(file, line, what `parse_head` says of it) in the order of segments."""
     for path in sorted(Path(directory).glob("*.heads")):
         with path.open("rb") as file:
             number = 0
             while raw := file.readline(_MAX_HEAD):
                 number += 1
-                try:
-                    yield path.name, number, msgspec.json.decode(raw, type=Head)
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    yield path.name, number, None
+                yield path.name, number, parse_head(raw)

@@ -91,14 +91,17 @@ class _Walk:
             self.findings.lines += 1
             if not raw.endswith(b"\n") and len(raw) < MAX_LINE:
                 break  # the end of the file, but not of a line
-            self._piece(raw)
-            if self.broken is not None:
-                self.broken.add(raw)
+            self._take(raw)
         if not self.number:
             self._find("cut", path.name, 0, self.good.seq + 1, "the segment is empty")
         elif not raw.endswith(b"\n"):
             says = "the last line has no end: a crash that no start has noted yet, or a cut"
             self._find("torn", path.name, self.number, self.good.seq + 1, says)
+
+    def _take(self, raw: bytes) -> None:
+        self._piece(raw)
+        if self.broken is not None:
+            self.broken.add(raw)
 
     def _piece(self, raw: bytes) -> None:
         taken = unseal(raw)
@@ -143,6 +146,8 @@ class _Walk:
         self.findings.more = broken.more
         self.good, self.gap, self.broken = broken.good, None, None
         self._noted(line)
+        if self.heads is not None:
+            self.heads.taken_back(self)
         self._accept(line, stated)
 
     def _first(self, line: Line, body: bytes, stated: bytes) -> None:

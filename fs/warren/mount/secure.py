@@ -1,0 +1,103 @@
+"""A channel under mutual TLS.
+
+The dialler states whom it expects, and hangs up on anybody else before a byte of 9P is said. What a
+server thinks of *our* certificate is learnt only at the first read, for so TLS 1.3 is; the error then
+says so in words.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+
+import trio
+from warren.auth import tls
+from warren.auth.identity import Identity
+from warren.mount.address import Parts, SocketChannel
+
+_RECORD = 16384
+
+
+class SecureChannel(SocketChannel):
+    """A TLS socket, tried before it is waited on."""
+
+    _sock: ssl.SSLSocket
+
+    async def shake(self, identity: Identity, expect: str) -> tls.Peer:
+        """Finish the handshake; the peer if it is whom we EXPECT. OSError says what was wrong."""
+        try:
+            while True:
+                try:
+                    self._sock.do_handshake()
+                    break
+                except ssl.SSLWantReadError:
+                    await trio.lowlevel.wait_readable(self._sock)
+                except ssl.SSLWantWriteError:
+                    await trio.lowlevel.wait_writable(self._sock)
+            return tls.expect(tls.peer(self._sock, identity.hive), expect)
+        except (ssl.SSLError, tls.Unwelcome) as e:
+            reason = tls.reason(e)
+            detail = e.detail if isinstance(e, tls.Unwelcome) else ""
+            raise PermissionError(errno.EACCES, f"{reason}: {detail or tls.REASONS[reason]}") from e
+
+    async def receive(self, into: memoryview) -> int:
+        while True:
+            try:
+                return self._sock.recv_into(into)
+            except ssl.SSLWantReadError:
+                pass
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(self._sock)
+                continue
+            except ssl.SSLError as e:
+                reason = tls.reason(e)
+                raise PermissionError(errno.EACCES, f"{reason}: {tls.REASONS[reason]}") from e
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+            except trio.ClosedResourceError:
+                return 0
+
+    def send_now(self, parts: Parts) -> int:
+        """A record at a time. What TLS could not send it must be offered again with the same beginning,
+        and here every offer is the next record's worth of all that is waiting."""
+        sent, left = 0, sum(map(len, parts))
+        try:
+            while left:
+                chunk = _first(parts, sent, min(_RECORD, left))
+                n = self._sock.send(chunk)
+                sent += n
+                left -= n
+        except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            pass
+        return sent
+
+
+def _first(parts: Parts, start: int, n: int) -> bytes | memoryview:
+    """N bytes of PARTS from START on; without a copy when one part holds them all."""
+    out: list[bytes | memoryview] = []
+    for part in parts:
+        if start >= len(part):
+            start -= len(part)
+            continue
+        piece = memoryview(part)[start : start + n]
+        start = 0
+        n -= len(piece)
+        out.append(piece)
+        if not n:
+            break
+    return out[0] if len(out) == 1 else b"".join(out)
+
+
+async def secured(plain: socket.socket, identity: Identity, expect: str) -> SecureChannel:
+    """A connected socket, under TLS and with the right peer; closed if it has another."""
+    plain.setblocking(False)
+    context = identity.client_context()
+    wrapped = context.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=None)
+    channel = SecureChannel(wrapped)
+    try:
+        await channel.shake(identity, expect)
+    except BaseException:
+        wrapped.close()
+        raise
+    return channel
