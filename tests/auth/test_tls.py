@@ -1,4 +1,4 @@
-"""Handshakes between both ends of a connection: who is let in, and by which word everybody else is refused."""
+"""Handshakes of two ends in memory: who is let in, and by which word everybody else is refused."""
 
 import ssl
 from pathlib import Path
@@ -294,7 +294,6 @@ async def test_a_hundred_rotations_break_nothing(ca: CA, tmp_path: Path) -> None
     for turn in range(100):
         ca.rotate()
         queen.with_crl(ca.crl())
-        drone.with_crl(ca.crl())
         for who in (queen, drone):
             ca.issue(who.uri, who.directory)
             who.reload()

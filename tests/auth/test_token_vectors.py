@@ -325,7 +325,7 @@ def minted(text: str, mint: list[str]) -> bool:
     fitting = [halves(m) for m in mint]
     fitting = [m for m in fitting if inside(parts(pattern), parts(m[1]))]
     for right in rights:
-        asked: list[str | None] = [*(verbs or [None])]
+        asked: list[str | None] = [*verbs] if verbs else [None]
         for verb in asked:
             gives = (r for r, _, v in fitting if right in r and (v is None or verb in v))
             if not any(True for _ in gives):

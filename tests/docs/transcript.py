@@ -6,7 +6,7 @@ A block fenced as ```console``` is a piece of two terminals:
     2$ command             the second one; left running once what is shown below it has come
     # command              needs root or a kernel that this host may lack: not run here
     ^C                     ends what runs in the second terminal
-    ...                    any lines
+    ...                    any lines; within one, the hash of an audit's line
 
 A block that begins with no prompt is what the second terminal shows meanwhile. A command must succeed
 unless an error of `warren` is shown. What no two runs share is compared by its form: times, trace and
@@ -32,6 +32,8 @@ _FENCE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FORMS = (
     (r"trace=[0-9a-f]{16}", "trace=TRACE"),
     (r'"trace":"[0-9a-f]{16}"', '"trace":"TRACE"'),
+    (r'"h":"[0-9a-f]{64}"', '"h":"..."'),
+    (r'^"kind":"begin",.*', '"kind":"begin",...'),
     (r"\bts=[0-9.]+", "ts=TIME"),
     (r'"ts":[0-9.]+', '"ts":TIME'),
     (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d\.\d+Z)?", "WHEN"),

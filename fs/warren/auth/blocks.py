@@ -13,6 +13,7 @@ Nothing here knows what a caveat means. `docs/tokens.md` is the format for other
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -203,3 +204,30 @@ def read_parts(text: str) -> list[tuple[str, bytes]]:
             raise BadText(f"{name}: what follows is not base64url") from None
         parts.append((name, data))
     return parts
+
+
+def write_revoked(id: bytes, expires: int | None = None) -> str:
+    """A line of a revocation list. It may be dropped once the block would be dead anyway."""
+    return id.hex() + ("\n" if expires is None else f" exp={expires}\n")
+
+
+def read_revoked(text: str) -> dict[bytes, int | None]:
+    """The ids of a revocation list, each with the second after which nobody needs it, if that is known."""
+    found: dict[bytes, int | None] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        match line.partition("#")[0].split():
+            case []:
+                continue
+            case [digits] if _ID.fullmatch(digits):
+                found[bytes.fromhex(digits)] = None
+            case [digits, exp] if _ID.fullmatch(digits) and _EXP.fullmatch(exp):
+                # Of two lines about one id, the one that holds longer counts.
+                known = found.get(id := bytes.fromhex(digits), 0)
+                found[id] = None if known is None else max(known, int(exp[4:]))
+            case _:
+                raise BadText(f"line {number} is not: 64 hex digits, then perhaps exp=SECOND")
+    return found
+
+
+_ID = re.compile(r"[0-9a-f]{64}")
+_EXP = re.compile(r"exp=[0-9]{1,15}")

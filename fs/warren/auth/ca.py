@@ -99,7 +99,7 @@ class CA:
     def sign(
         self, request: bytes, uri: str, ttl: timedelta = TTL, now: datetime | None = None
     ) -> list[x509.Certificate]:
-        """A certificate for URI and the key of a signing REQUEST, and its chain. Nothing else of it counts."""
+        """A certificate for URI and the key of a signing REQUEST, and its chain. The rest is ignored."""
         key, _ = x.read_request(request)
         return self.certify(key, uri, ttl, now)
 
@@ -269,7 +269,7 @@ class CA:
             self.register.refresh()
             self._drop_dead(now)
             yield
-            if self._lists_age(now):
+            if now - self.register.listed > CRL_LIFE / 2:
                 self._sign_lists(now)
 
     def _drop_dead(self, now: datetime) -> None:
@@ -295,15 +295,9 @@ class CA:
             if c.not_after > now
         )
 
-    def _lists_age(self, now: datetime) -> bool:
-        """Whether a list that can be signed here is in the second half of its life."""
-        mine = {a.id for a in self.shelf.signers()}
-        ends = [one.next_update_utc for key, one in self.shelf.lists().items() if key in mine]
-        return any(end is None or end - now < CRL_LIFE / 2 for end in ends)
-
     def _sign_lists(self, now: datetime) -> None:
         """Sign the list of every authority whose key is here, and keep the others' as they are."""
-        number = self.register.next_number()
+        number = self.register.next_number(now)
         signers = self.shelf.signers()
         others = [self.root, *self.shelf.old_roots(), *self.shelf.regions()]
         known = {a.id for a in signers} | {id_of(c) for c in others}

@@ -51,13 +51,18 @@ class Metered:
             counter.fill(now)
             if counter.meter.rate is not None and counter.tokens < 1:
                 wait = max(wait, (1 - counter.tokens) / counter.meter.rate[0])
-            if counter.meter.bytes is not None and size > counter.left:
+            if counter.meter.bytes is not None and (size > counter.left or counter.left <= 0):
                 return float("inf")
         if not wait:
             for counter in self._counters:
                 counter.tokens -= 1
                 counter.left -= size
         return wait
+
+    def spend(self, size: int) -> None:
+        """SIZE bytes were moved by an operation that was let in; they are gone even if that was too many."""
+        for counter in self._counters:
+            counter.left -= size
 
 
 class Meters:

@@ -3,7 +3,7 @@
     {"event": "issued", "serial", "kind": leaf|issuer|region|root|crossing, "name", "issuer", "key",
      "not_before", "not_after"}                                   before the certificate is handed out
     {"event": "revoked", "serial", "reason", "at"}                before the list is signed
-    {"event": "crl", "number"}                                    before a list of that number is signed
+    {"event": "crl", "number", "at"}                              before the lists of that number are signed
 
 Serials and ids are hexadecimal, times seconds since 1970. A line is on the disk before its consequence
 exists, so whatever is in anybody's hands is here. A last line without its newline is what a crash left
@@ -49,6 +49,8 @@ class Register:
     path: Path
     certificates: dict[int, Issued] = field(default_factory=dict)
     number: int = 0
+    listed: datetime = field(default=datetime.fromtimestamp(0, UTC))
+    _by_issuer: dict[str, list[Issued]] = field(default_factory=dict)
     _read: int = 0
 
     def refresh(self) -> None:
@@ -86,14 +88,14 @@ class Register:
         when = int(at.timestamp())
         self._append({"event": "revoked", "serial": f"{serial:x}", "reason": reason, "at": when})
 
-    def next_number(self) -> int:
+    def next_number(self, at: datetime) -> int:
         """The number for the next revocation lists, never used before and never again."""
-        self._append({"event": "crl", "number": self.number + 1})
+        self._append({"event": "crl", "number": self.number + 1, "at": int(at.timestamp())})
         return self.number
 
     def of_key(self, key: str) -> list[Issued]:
         """What the key of that id has signed."""
-        return [c for c in self.certificates.values() if c.issuer == key]
+        return self._by_issuer.get(key, [])
 
     def _append(self, line: dict[str, Any]) -> None:
         self.refresh()
@@ -107,14 +109,15 @@ class Register:
             case "issued":
                 serial = int(line["serial"], 16)
                 begins, ends = (datetime.fromtimestamp(line[k], UTC) for k in ("not_before", "not_after"))
-                self.certificates[serial] = Issued(
-                    serial, line["kind"], line["name"], line["issuer"], line["key"], begins, ends
-                )
+                made = Issued(serial, line["kind"], line["name"], line["issuer"], line["key"], begins, ends)
+                self.certificates[serial] = made
+                self._by_issuer.setdefault(made.issuer, []).append(made)
             case "revoked":
                 serial = int(line["serial"], 16)
                 at = datetime.fromtimestamp(line["at"], UTC)
                 self.certificates[serial].revoked = Revoked(serial, at, line["reason"])
             case "crl":
                 self.number = max(self.number, line["number"])
+                self.listed = datetime.fromtimestamp(line["at"], UTC)
             case other:
                 raise ValueError(other)

@@ -45,7 +45,7 @@ class Name(NamedTuple):
     def within(self, hive: str) -> bool:
         """Whether the hive, or one of its regions, is who gives this name."""
         region, _, above = self.domain.partition(".")
-        return self.domain == hive or (above == hive and bool(region))
+        return bool(hive) and (self.domain == hive or (above == hive and bool(region)))
 
     def fits(self, pattern: str, hive: str) -> bool:
         """Whether PATTERN, as somebody of HIVE writes it, means this name."""

@@ -23,8 +23,13 @@ _IOV_MAX = 1024
 _GREEDY = 4  # receives in a row without letting others run
 
 
+Present = Callable[[bytes], bytes]  # a server's nonce to what shows it our token
+
+
 class Channel(Protocol):
     """Bytes both ways. One task receives; sending never overlaps."""
+
+    present: Present | None  # only where the channel has proved whom the token is shown to
 
     async def receive(self, into: memoryview) -> int:
         """Fill some of INTO; 0 at the end. Raises OSError. Cancelled means nothing was taken."""
@@ -50,6 +55,8 @@ def rest(parts: Parts, n: int) -> Parts:
 
 class SocketChannel:
     """A connected socket, tried before it is waited on: a ready one costs no trip through the loop."""
+
+    present: Present | None = None
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -98,7 +105,9 @@ class SocketChannel:
 
 
 class StreamChannel:
-    """Any trio stream: TLS, a pair of pipes, memory."""
+    """Any trio stream: a pair of pipes, memory."""
+
+    present: Present | None = None
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream

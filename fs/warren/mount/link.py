@@ -28,15 +28,28 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
-from warren.mount.address import Channel, rest
+from warren.mount.address import Channel, Present, rest
 from warren.mount.errors import refusal
 from warren.p9.client import MSIZE, VERSIONS, Call, Client, State
 from warren.p9.codec import BadFrame, BadValue
-from warren.p9.fields import NOFID, Qid
-from warren.p9.messages import WARREN, Message, Rattach, Rversion, Tclunk
+from warren.p9.fields import NOFID, NONUNAME, Qid
+from warren.p9.messages import (
+    PLAIN,
+    WARREN,
+    Message,
+    Rattach,
+    Rread,
+    Rversion,
+    Tauth,
+    Tclunk,
+    Tread,
+    Twrite,
+)
 
 if TYPE_CHECKING:
     from warren.mount.words import Words
+
+_NONCE = 32  # bytes of a server's nonce
 
 FLUSH_PATIENCE = 2.0
 _HEADER = 24  # what the protocol reserves of an msize for the rest of a Tread or Twrite
@@ -109,12 +122,32 @@ class Link:
         reply = await self.finish(op, self._mark(self.half.begin()))
         if not isinstance(reply, Rversion) or not self.version:
             raise op.error(errno.EPROTONOSUPPORT, f"{self.peer} speaks none of our versions of 9P")
+        afid = NOFID
+        if self._channel.present is not None:
+            afid = await self._present(op, uname, aname, self._channel.present)
         fid = self.half.fids.take()
-        call = self.half.attach(fid, NOFID, uname, aname)
+        call = self.half.attach(fid, afid, uname, aname)
         call.trace = op.trace
         attached = await self.finish(op, self._mark(call))
         assert isinstance(attached, Rattach)
         self.root, self.root_qid = fid, attached.qid
+        if afid != NOFID:
+            self.forget(afid)
+
+    async def _present(self, op: Op, uname: str, aname: str, present: Present) -> int:
+        """Show our token on an afid; NOFID where no token is asked for, and who we are decides."""
+        afid = self.half.fids.take()
+        labels = (uname, aname) if self.version == PLAIN else (uname, aname, NONUNAME)
+        try:
+            await self.ask(op, Tauth, afid, *labels)
+        except OSError as e:
+            if e.errno in (errno.ENOENT, errno.EOPNOTSUPP) or "not required" in (e.strerror or ""):
+                return NOFID
+            raise
+        nonce = await self.ask(op, Tread, afid, 0, _NONCE)
+        assert isinstance(nonce, Rread)
+        await self.ask(op, Twrite, afid, 0, present(bytes(nonce.data)))
+        return afid
 
     # Asking
 

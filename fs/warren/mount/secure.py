@@ -2,7 +2,8 @@
 
 The dialler states whom it expects, and hangs up on anybody else before a byte of 9P is said. What a
 server thinks of *our* certificate is learnt only at the first read, for so TLS 1.3 is; the error then
-says so in words.
+says so in words. An identity that has a token shows it here, and only here: to show one is to sign the
+server's name, which nothing but TLS has proved.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import ssl
 
 import trio
 from warren.auth import tls
+from warren.auth.blocks import BadText
 from warren.auth.identity import Identity
-from warren.mount.address import Parts, SocketChannel
+from warren.auth.token import read_token
+from warren.mount.address import Parts, Present, SocketChannel
 
 _RECORD = 16384
 
@@ -89,6 +92,18 @@ def _first(parts: Parts, start: int, n: int) -> bytes | memoryview:
     return out[0] if len(out) == 1 else b"".join(out)
 
 
+def _presenting(text: bytes, server: str) -> Present:
+    """How the token in an identity's folder is shown to SERVER, which has proved that it is that."""
+    try:
+        _, token = read_token(text.decode("ascii"))
+    except (BadText, UnicodeDecodeError) as e:
+        raise PermissionError(errno.EACCES, f"the token of this identity: {e}") from None
+    if token is None:
+        raise PermissionError(errno.EACCES, "the token of this identity has no key: it can only be looked at")
+    held = token
+    return lambda nonce: held.chain + held.prove(nonce, server)
+
+
 async def secured(plain: socket.socket, identity: Identity, expect: str) -> SecureChannel:
     """A connected socket, under TLS and with the right peer; closed if it has another."""
     plain.setblocking(False)
@@ -96,7 +111,9 @@ async def secured(plain: socket.socket, identity: Identity, expect: str) -> Secu
     wrapped = context.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=None)
     channel = SecureChannel(wrapped)
     try:
-        await channel.shake(identity, expect)
+        who = await channel.shake(identity, expect)
+        if identity.token is not None:
+            channel.present = _presenting(identity.token, who.uri or "")
     except BaseException:
         wrapped.close()
         raise

@@ -15,6 +15,7 @@ from warren.p9.fields import NOFID, QTDIR, Qid
 from warren.p9.messages import Tattach, Tauth, Tclunk, Tread, Tremove, Twalk, Twrite
 from warren.serve.fid import Fid, Place
 from warren.serve.session import Frame, Parts, Reply, Session
+from warren.serve.tokens import present, tauth
 from warren.tree import Bytes, Call, Clone, CloneHandle, Ctl, CtlHandle, Handle, Node, Refused, absent
 
 O_ACCMODE, O_WRONLY, O_RDWR = 0o3, 0o1, 0o2
@@ -24,15 +25,12 @@ READ_OVERHEAD = 11  # size type tag count: what a reply carries beside the data
 _JOIN = 8192  # a reply below this is one buffer, above it the data is sent from where it lies
 
 
-def tauth(s: Session, m: Tauth) -> Reply:
-    raise Refused(404, "authentication not required")
-
-
 def tattach(s: Session, m: Tattach) -> Reply:
     s.at = "/"
     s.unused(m.fid)
     if m.afid != NOFID:
-        raise Refused(400, "no token was asked for: attach with afid NOFID")
+        present(s, m)
+    s.attached = True
     if not s.grants.at("/").mask & WALK:
         raise Refused(403, f"{s.subject} may not attach; the server's policy has no row for it")
     names = [name for name in m.aname.split("/") if name]

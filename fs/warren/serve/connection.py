@@ -41,6 +41,7 @@ from warren.serve.session import Frame, Packers, Parts, Session
 from warren.tree import Refused
 
 Call = Callable[[Session, Message], object]
+_FREE = (Tclunk, Tflush)  # a token that is used up must still be able to let go
 EMPTY = memoryview(b"")
 
 
@@ -96,7 +97,11 @@ class Connection:
         session, half, calls = self.session, self.half, self._calls
         out, note, now = half.out.append, self.export.trace.recent.append, time.time()
         number, done, room = session.number, 0, self.export.limits.unread
-        batch = half.requests(view)
+        if session.lapsed(now):
+            raise BadFrame(session.ended)
+        batch, held = half.requests(view), session.token
+        if held is not None and not held.meters:
+            held = None
         for m in batch:
             cls = m.__class__
             try:
@@ -104,6 +109,8 @@ class Connection:
                 if call is None:
                     calls = self._special(m)
                     continue
+                if held is not None and cls not in _FREE:
+                    held.charge(m, now)
                 reply = call(session, m)
             except BadFrame:
                 raise
@@ -115,8 +122,12 @@ class Connection:
                 out(reply)
                 room -= len(reply)
                 note((now, number, cls, session.at, 0))
+                if held is not None:
+                    held.spent(m, len(reply))
             elif reply.__class__ is list:
                 half.out += reply
+                if held is not None:
+                    held.spent(m, len(reply[-1]))
                 room -= len(reply[-1])
                 note((now, number, cls, session.at, 0))
                 if room < 0:

@@ -29,6 +29,7 @@ from warren.tree import Node
 if TYPE_CHECKING:
     from warren.serve.fid import Place
     from warren.serve.session import Session
+    from warren.serve.tokens import Verifier
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,20 @@ class Export:
     """A tree, who may use it, and the record of what they did."""
 
     def __init__(
-        self, root: Node, policy: Policy, audit: Audit, trace: TraceRing, limits: Limits | None = None
+        self,
+        root: Node,
+        policy: Policy,
+        audit: Audit,
+        trace: TraceRing,
+        limits: Limits | None = None,
+        verifier: Verifier | None = None,
     ) -> None:
         self.root = with_errstr(root)
         self.policy = policy
         self.audit = audit
         self.trace = trace
         self.limits = limits or Limits()
+        self.verifier = verifier  # without one no token is asked for, and none counts
         self.seq = 1  # moves when the policy does
         self.sessions: set[Session] = set()
         self.started = time.time()
@@ -71,6 +79,10 @@ class Export:
     def replace(self, policy: Policy) -> None:
         """Put another policy in force for everyone, also for what is open and what is parked."""
         self.policy = policy
+        self.redecide()
+
+    def redecide(self) -> None:
+        """Something that was decided may no longer hold: the policy, an issuer, a token's block."""
         self.seq += 1
         for session in list(self.sessions):
             session.policy_changed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import time
+import traceback
 from typing import TYPE_CHECKING, Final
 
 from warren.p9.codec import BadFrame
@@ -85,6 +86,9 @@ class Peer:
             self.send()
             self.close(str(e))
             return
+        except Exception as e:
+            self.fault(e)
+            return
         if not half.partial:
             self.since = 0.0
         elif half.begun != self.begun:
@@ -141,7 +145,9 @@ class Peer:
     def sweep(self, now: float) -> None:
         """End it if it has kept us waiting too long."""
         patience = self.export.limits.patience
-        if self.since and now - self.since > patience:
+        if ended := self.conn.session.lapsed(time.time()):
+            self.close(ended)
+        elif self.since and now - self.since > patience:
             begun = self.conn.half.dialect is not None
             self.close("a frame took too long to arrive" if begun else "no version exchange came in time")
         elif self.stuck and now - self.stuck > patience:
@@ -158,6 +164,12 @@ class Peer:
         self.reactor.peers.pop(fd, None)
         self.ended(why)
         self.sock.close()
+
+    def fault(self, e: Exception) -> None:
+        """A defect of ours ends the connection that met it, and no other."""
+        told = "".join(traceback.format_exception(e)).rstrip()
+        self.export.failed(self.conn.session, "connection", "-", 500, told, self.export.new_trace())
+        self.close("")
 
     def ended(self, why: str) -> None:
         """Let go of what was served, and say why it ended unless the peer hung up."""

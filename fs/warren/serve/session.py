@@ -8,16 +8,19 @@ deciding rights, writing audit around an effect, and wording an error.
 from __future__ import annotations
 
 import inspect
+import math
 import time
 import traceback
 from collections.abc import Awaitable, Callable
 from errno import EBADF, ENODATA, ENOENT
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
-from warren.auth.rights import CTL, READ, WALK, WRITE, Allowed
+from warren.auth.blocks import Invalid
+from warren.auth.rights import CTL, READ, WALK, WRITE, Allowed, Grants
 from warren.p9.codec import BadValue
 from warren.p9.messages import Message, Twalk, Twrite, Txattrwalk
 from warren.serve.fid import Fid, Place
+from warren.serve.tokens import Held, Presentation
 from warren.traces.audit import Event
 from warren.tree import Bytes, Maybe, Refused, absent, describe, plain_words
 
@@ -40,6 +43,10 @@ class Session:
         self.half = half
         self.number = self.session = export.number()
         self.grants = export.grants(subject)
+        self.token: Held | None = None
+        self.attached = False
+        self.expires = math.inf
+        self.ended = ""  # why this session may not go on; its connection closes
         self.fids: dict[int, Fid] = {}
         self.at: str = "-"  # the path of the request being answered, for the trace
         self.last_error = ""
@@ -70,6 +77,9 @@ class Session:
 
     def decide(self, f: Fid) -> None:
         """Decide a fid's rights anew; one that lost the right to what it has open reads 403."""
+        if isinstance(f.handle, Presentation):
+            f.seq = self.export.seq
+            return
         f.allowed = self.grants.at(f.place.path)
         if not f.allowed.mask & WALK:
             raise Refused(403, "this was allowed and is no longer")
@@ -82,7 +92,10 @@ class Session:
 
     def policy_changed(self) -> None:
         """The export's policy is another one: what is parked and no longer allowed ends now."""
-        self.grants = self.export.grants(self.subject)
+        if self.token is None:
+            self.grants = self.export.grants(self.subject)
+        elif not self._token_still_counts(self.token):
+            return
         for f in self.fids.values():
             if f.parked:
                 try:
@@ -92,6 +105,40 @@ class Session:
                         parked.cancel("revoked")
             if f.locked and not self.grants.at(f.place.path).mask & WRITE:
                 self.unlock(f)
+
+    def hold(self, token: Held) -> None:
+        """From here on the token counts, and the policy does not."""
+        verified = token.verified
+        self.token, self.grants, self.expires = token, verified.grants, float(verified.expires)
+        if verified.via is not None:
+            self.subject = f"{verified.actor} via={verified.via}"
+
+    def _token_still_counts(self, token: Held) -> bool:
+        verifier = self.export.verifier
+        try:
+            if verifier is None:
+                raise Invalid("issuer", "no token counts here any more")
+            verified = verifier.again(token.chain, token.presenter, self.export.policy)
+        except Invalid as e:
+            self.end(f"token_{e.reason}")
+            return False
+        token.verified, self.grants, self.expires = verified, verified.grants, float(verified.expires)
+        return True
+
+    def end(self, why: str) -> None:
+        """This session may do nothing any more; whoever drives its connection closes it."""
+        self.ended = self.ended or why
+        self.grants = Grants(())
+        for f in self.fids.values():
+            f.seq = 0
+            for parked in list(f.parked or ()):
+                parked.cancel("revoked")
+
+    def lapsed(self, now: float) -> str:
+        """Why the connection must be closed now, if it must."""
+        if now >= self.expires:
+            self.end("token_expired")
+        return self.ended
 
     def moved(self, old: str, new: str, above: Place | None) -> None:
         """Paths at or below OLD are now at or below NEW; ABOVE is the new directory if we moved it.
@@ -236,10 +283,35 @@ class Session:
             f.moved = 0
 
     def reset(self) -> None:
-        """Forget every fid: a new version exchange, or the end of the connection."""
+        """Forget every fid, and any token: a new version exchange, or the end of the connection."""
+        if self.token is not None:
+            self.subject, self.token, self.expires = self.token.presenter, None, math.inf
+            self.grants = self.export.grants(self.subject)
         fids, self.fids = self.fids, {}
         for f in fids.values():
+            if f.on_clunk == "remove":
+                self._remove_at_end(f)
             self.release(f)
+
+    def _remove_at_end(self, f: Fid) -> None:
+        """Opened with ORCLOSE, and never clunked. The right was decided when it was opened."""
+        place, above = f.place, f.place.above
+        if above is None:
+            return
+        event = Event(self.number, self.subject, "remove", legible(place.path), "opened to be removed")
+        try:
+            number, _ = self.export.audit.intent(event)
+        except OSError:
+            return  # no effect without evidence
+        code = 0
+        try:
+            done = above.node.unlink(place.name, None, f.node)
+            if inspect.iscoroutine(done):
+                done.close()  # nobody is left to wait for it
+                code = 408
+        except OSError as e:
+            code = describe(e)[1]
+        self.export.audit.outcome(number, event, code)
 
     def close(self) -> None:
         """The connection is gone."""

@@ -16,8 +16,8 @@
     RIGHTS    a comma list of read write create remove ctl; rw is read,write
     PATTERN   /** is everything, * one name; verbs behind #, as in: local ctl /gpu/*/ctl#lease,release
 
---audit DIR keeps the record of who did what in DIR/audit.log, and nothing is done that could not be
-recorded. Without it the newest records are kept in memory only.
+--audit DIR keeps the record of who did what in DIR/00000001.log and on, and nothing is done that could not
+be recorded. Without it the newest records are kept in memory only.
 
 Each address is said on standard error once it is open; --json prints {"server": ..., "listening":
 [...]} on standard output too. SIGTERM ends the server with exit code 0, Ctrl-C with 130.
