@@ -67,7 +67,11 @@ def servers() -> str:
     return "\n".join(out)
 
 
-PAGES: dict[str, Callable[[], str]] = {"protocol.md": protocol, "servers.md": servers, "cli.md": lambda: f"{_MADE}\n{cli()}"}
+PAGES: dict[str, Callable[[], str]] = {
+    "protocol.md": protocol,
+    "servers.md": servers,
+    "cli.md": lambda: f"{_MADE}\n{cli()}",
+}
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Serving the board: what a role does for the servers of Warren, in its smallest form.
 
-    python -m docs.examples.serve_board ADDRESS ROW...
+python -m docs.examples.serve_board ADDRESS ROW...
 """
 
 import sys

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import trio
 import trio.testing
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from warren.auth import certificates, tls
 from warren.auth.ca import CA
@@ -106,7 +108,8 @@ def by_hand(
     )
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri) for uri in uris]
     san = x509.SubjectAlternativeName(names or [x509.DNSName("localhost")])
-    return builder.add_extension(san, critical=True).sign(signer.key, None), key
+    digest = None if isinstance(signer.key, Ed25519PrivateKey) else hashes.SHA256()
+    return builder.add_extension(san, critical=True).sign(signer.key, digest), key
 
 
 def client_of(

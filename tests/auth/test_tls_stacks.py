@@ -1,9 +1,11 @@
-"""Other people's TLS against ours: the openssl command and curl agree on whom to accept and whom to refuse."""
+"""Other people's TLS against ours: the openssl command and curl let in and refuse whom we do."""
 
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 import trio
@@ -49,6 +51,13 @@ class Hall:
     def shows(self, who: str) -> list[str]:
         return ["-cert", self.file(who, "cert.pem"), "-cert_chain", self.file(who, "cert.pem"),
                 "-key", self.file(who, "key.pem")]  # fmt: skip
+
+    async def s_client(
+        self, port: int, *how: str, alpn: str = "warren/1"
+    ) -> subprocess.CompletedProcess[bytes]:
+        """The openssl command as a client of the queen, whom it verifies."""
+        roots = ("-verify_return_error", "-CAfile", self.file("queen", "ca.pem"))
+        return await ran("openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-alpn", alpn, *roots, *how)
 
 
 # Who knocks, and the word for it; the empty word lets in.
@@ -114,8 +123,7 @@ async def test_openssl_and_we_verify_alike(hall: Hall, who: str) -> None:
 @pytest.mark.parametrize("who", GUESTS)
 async def test_openssl_dials_us(hall: Hall, who: str) -> None:
     async with listening(hall.queen) as (port, words):
-        done = await ran("openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-alpn", "warren/1", "-quiet",
-                         "-verify_return_error", "-CAfile", hall.file("queen", "ca.pem"), *hall.shows(who))  # fmt: skip
+        done = await hall.s_client(port, "-quiet", *hall.shows(who))
     assert (b"welcome" in done.stdout) == (not GUESTS[who])
     assert words[0].startswith("welcome spiffe://") if not GUESTS[who] else words == [GUESTS[who]]
 
@@ -123,17 +131,15 @@ async def test_openssl_dials_us(hall: Hall, who: str) -> None:
 async def test_openssl_without_a_certificate_gets_nowhere(hall: Hall) -> None:
     async with listening(hall.queen) as (port, words):
         for protocol in ("warren/1", "warren-join/1"):
-            done = await ran("openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-alpn", protocol, "-quiet",
-                             "-verify_return_error", "-CAfile", hall.file("queen", "ca.pem"))  # fmt: skip
+            done = await hall.s_client(port, "-quiet", alpn=protocol)
             assert (b"welcome" in done.stdout) == (protocol == "warren-join/1")
-        await ran("openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-tls1_2", "-quiet")
+        await hall.s_client(port, "-quiet", "-tls1_2")
     assert words == ["no_certificate", "welcome None", "bad_handshake"]
 
 
 async def test_openssl_gets_no_ticket(hall: Hall) -> None:
     async with listening(hall.queen) as (port, _):
-        done = await ran("openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-alpn", "warren/1", "-ign_eof",
-                         "-CAfile", hall.file("queen", "ca.pem"), *hall.shows("drone"))  # fmt: skip
+        done = await hall.s_client(port, "-ign_eof", *hall.shows("drone"))
     assert b"welcome" in done.stdout
     assert b"TLSv1.3" in done.stdout
     assert b"New Session Ticket" not in done.stdout
@@ -148,11 +154,8 @@ async def test_we_dial_openssl(hall: Hall, who: str) -> None:
                *hall.shows(who)]  # fmt: skip
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
-            lambda task_status: trio.run_process(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                check=False, task_status=task_status,
-            )
-        )  # fmt: skip
+            partial(trio.run_process, command, stdin=PIPE, stdout=PIPE, stderr=STDOUT, check=False)
+        )
         with trio.fail_after(20):
             said = b""
             while b"ACCEPT" not in said or not said.endswith(b"\n"):
@@ -194,7 +197,8 @@ async def test_curl_sees_no_host_in_our_names(hall: Hall) -> None:
             "curl", "-sS", "--cacert", hall.file("queen", "ca.pem"), f"https://127.0.0.1:{port}/"
         )
     assert done.returncode == 60
-    assert b"no alternative certificate subject name matches" in done.stderr
+    assert done.stderr.startswith(b"curl: (60) SSL: ")
+    assert b"name" in done.stderr  # and not the chain, which is good
 
 
 async def test_openssl_reads_our_list(hall: Hall) -> None:

@@ -32,10 +32,11 @@ def test_an_identity_is_issued_listed_and_revoked(run: Command, ca: str, tmp_pat
     assert [row["kind"] for row in listed] == ["root", "issuer", "leaf"]
     assert (listed[2]["serial"], listed[2]["state"]) == (said["serial"], "live")
     before = (tmp_path / "ca/crl.pem").read_bytes()
-    spaced = subprocess.run(
-        ["openssl", "x509", "-in", tmp_path / "id/cert.pem", "-noout", "-serial"], capture_output=True, text=True, check=True
-    ).stdout.strip().removeprefix("serial=")  # fmt: skip
-    assert " revoked; " in run("ca", "revoke", ca, spaced, "--reason", "superseded").out
+    shown = ["openssl", "x509", "-in", tmp_path / "id/cert.pem", "-noout", "-serial"]
+    serial = subprocess.run(shown, capture_output=True, text=True, check=True).stdout.strip()
+    assert (
+        " revoked; " in run("ca", "revoke", ca, serial.removeprefix("serial="), "--reason", "superseded").out
+    )
     assert (tmp_path / "ca/crl.pem").read_bytes() != before
     again = run("ca", "revoke", ca, said["serial"])
     assert (again.code, " was revoked before; " in again.out) == (0, True)
@@ -44,11 +45,20 @@ def test_an_identity_is_issued_listed_and_revoked(run: Command, ca: str, tmp_pat
 
 def test_a_request_is_signed_for_the_name_that_is_said(ca: str, tmp_path: Path) -> None:
     csr = tmp_path / "csr.pem"
-    subprocess.run(
-        ["openssl", "req", "-new", "-newkey", "ed25519", "-nodes", "-keyout", tmp_path / "k.pem", "-subj", "/CN=x",
-         "-addext", f"subjectAltName=URI:{QUEEN}", "-addext", "basicConstraints=CA:TRUE", "-out", csr],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    new = [
+        "openssl",
+        "req",
+        "-new",
+        "-newkey",
+        "ed25519",
+        "-nodes",
+        "-keyout",
+        tmp_path / "k.pem",
+        "-out",
+        csr,
+    ]
+    wish = ["-subj", "/CN=x", "-addext", f"subjectAltName=URI:{QUEEN}", "-addext", "basicConstraints=CA:TRUE"]
+    subprocess.run([*new, *wish], check=True, capture_output=True)
     asked = warren("ca", "sign", ca, str(csr))
     assert asked.code == 2
     assert f"which name? the request asks for {QUEEN}; it is yours to say: --uri URI" in asked.err
