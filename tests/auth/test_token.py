@@ -372,6 +372,15 @@ class TestMeters:
         assert session.take(0, 4) == 0
         assert session.take(99, 1) == math.inf
 
+    def test_what_moved_more_than_was_left_is_gone_and_nothing_follows(self) -> None:
+        meters = Meters()
+        one, two = (meters.of([self.meter(bytes=10)], 0) for _ in range(2))
+        assert one.take(0) == two.take(0) == 0
+        one.spend(8)
+        assert two.take(0) == 0
+        two.spend(8)
+        assert one.take(0) == two.take(99) == math.inf
+
     def test_sessions_of_a_block_share_it_and_narrowing_gives_no_other(self) -> None:
         token = narrow(rooted(), Caveats(bytes_=10, rate=(1, 2)))
         less = narrow(token, Caveats(bytes_=8))
@@ -379,10 +388,11 @@ class TestMeters:
         first, second = (meters.of(shown(t).meters, NOW) for t in (token, less))
         assert first.take(NOW, 6) == 0
         assert second.take(NOW, 5) == math.inf
-        assert second.take(NOW, 4) == 0
+        assert second.take(NOW, 3) == 0
         assert first.take(NOW) == 1
         third = meters.of(shown(token).meters, NOW + 50)
-        assert third.take(NOW + 50, 1) == math.inf
+        assert third.take(NOW + 50, 2) == math.inf
+        assert third.take(NOW + 50, 1) == 0
 
     def test_a_clock_that_steps_back_gives_nothing(self) -> None:
         session = Meters().of([self.meter(rate=(1, 1))], 50)

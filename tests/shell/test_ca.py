@@ -32,7 +32,7 @@ def test_an_identity_is_issued_listed_and_revoked(run: Command, ca: str, tmp_pat
     assert [row["kind"] for row in listed] == ["root", "issuer", "leaf"]
     assert (listed[2]["serial"], listed[2]["state"]) == (said["serial"], "live")
     before = (tmp_path / "ca/crl.pem").read_bytes()
-    shown = ["openssl", "x509", "-in", tmp_path / "id/cert.pem", "-noout", "-serial"]
+    shown = ["openssl", "x509", "-in", str(tmp_path / "id/cert.pem"), "-noout", "-serial"]
     serial = subprocess.run(shown, capture_output=True, text=True, check=True).stdout.strip()
     assert (
         " revoked; " in run("ca", "revoke", ca, serial.removeprefix("serial="), "--reason", "superseded").out
@@ -44,7 +44,7 @@ def test_an_identity_is_issued_listed_and_revoked(run: Command, ca: str, tmp_pat
 
 
 def test_a_request_is_signed_for_the_name_that_is_said(ca: str, tmp_path: Path) -> None:
-    csr = tmp_path / "csr.pem"
+    csr = str(tmp_path / "csr.pem")
     new = [
         "openssl",
         "req",
@@ -53,20 +53,20 @@ def test_a_request_is_signed_for_the_name_that_is_said(ca: str, tmp_path: Path) 
         "ed25519",
         "-nodes",
         "-keyout",
-        tmp_path / "k.pem",
+        str(tmp_path / "k.pem"),
         "-out",
         csr,
     ]
     wish = ["-subj", "/CN=x", "-addext", f"subjectAltName=URI:{QUEEN}", "-addext", "basicConstraints=CA:TRUE"]
     subprocess.run([*new, *wish], check=True, capture_output=True)
-    asked = warren("ca", "sign", ca, str(csr))
+    asked = warren("ca", "sign", ca, csr)
     assert asked.code == 2
     assert f"which name? the request asks for {QUEEN}; it is yours to say: --uri URI" in asked.err
     name = "spiffe://hive.test/user/ann"
-    printed = warren("ca", "sign", ca, "-", "--uri", name, stdin=csr.read_text())
+    printed = warren("ca", "sign", ca, "-", "--uri", name, stdin=Path(csr).read_text())
     chain = load_chain(printed.out.encode(), "")
     assert [uris(c) for c in chain] == [[name], []]
-    assert warren("ca", "sign", ca, str(csr), "--uri", name, "--out", str(tmp_path / "ann")).code == 0
+    assert warren("ca", "sign", ca, csr, "--uri", name, "--out", str(tmp_path / "ann")).code == 0
     assert {p.name for p in (tmp_path / "ann").iterdir()} == {"cert.pem", "ca.pem"}
 
 

@@ -15,7 +15,7 @@ from tests.shell.running import WARREN, Served, environment
     ("words", "could_be"),
     [
         ([""], [*COMMANDS, "--help", "--version"]),
-        (["c"], ["cat", "ctl", "completion"]),
+        (["c"], ["cat", "ctl", "ca", "completion"]),
         (["nope", ""], []),
         (["tail", "-"], ["-f", "-n", "--at", "--aname", "--json", "--dry-run", "-h", "--help"]),
         (["serve", "d"], ["disk", "demo"]),

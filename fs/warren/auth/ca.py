@@ -137,12 +137,12 @@ class CA:
                 raise Unfit("no list can revoke a root", f"warren ca rotate {self.directory} --root")
             if known.not_after <= now:
                 raise Unfit(f"{serial:x} has expired", "nobody takes it any more; there is nothing to do")
-            if known.issuer not in {a.id for a in self.shelf.signers()}:
+            if self.shelf.signer(known.issuer) is None:
                 raise self.shelf.no_root_key()  # a revocation that no list says is none
             fresh = known.revoked is None
             if fresh:
                 self.register.revoke(serial, reason, now)
-            self._sign_lists(now)
+                self._sign_lists(now, [known.issuer])
         return fresh
 
     def certificates(self) -> list[Issued]:
@@ -194,7 +194,7 @@ class CA:
         with self._changing(now):
             self._see_hive()
             made = self._new_issuer(now)
-            self._sign_lists(now)
+            self._sign_lists(now, [id_of(made), id_of(self.root)])
         return made
 
     def rotate_root(self, kind: str = "ed25519", now: datetime | None = None) -> x509.Certificate:
@@ -269,7 +269,7 @@ class CA:
             self.register.refresh()
             self._drop_dead(now)
             yield
-            if now - self.register.listed > CRL_LIFE / 2:
+            if self._lists_due(now):
                 self._sign_lists(now)
 
     def _drop_dead(self, now: datetime) -> None:
@@ -295,20 +295,30 @@ class CA:
             if c.not_after > now
         )
 
-    def _sign_lists(self, now: datetime) -> None:
-        """Sign the list of every authority whose key is here, and keep the others' as they are."""
+    def _lists_due(self, now: datetime) -> bool:
+        """Whether the lists have lived half their life, or a crash came before they were written."""
+        if self.register.unlisted or now - self.register.listed > CRL_LIFE / 2:
+            return True
+        lists = self.shelf.lists()
+        numbers = [x.crl_number(lists[key]) for key in self.shelf.ids() if key in lists]
+        return self.register.number not in numbers or self.shelf.issuer().id not in lists
+
+    def _sign_lists(self, now: datetime, only: list[str] | None = None) -> None:
+        """Sign the lists of all authorities whose keys are here (or of ONLY these), and keep the others'."""
         number = self.register.next_number(now)
-        signers = self.shelf.signers()
-        others = [self.root, *self.shelf.old_roots(), *self.shelf.regions()]
-        known = {a.id for a in signers} | {id_of(c) for c in others}
+        ids = self.shelf.ids()
+        known = {*ids, *(id_of(c) for c in self.shelf.regions())}
         lists = {key: one for key, one in self.shelf.lists().items() if key in known}
-        for authority in signers:
+        for authority in [self.shelf.signer(key) for key in (ids if only is None else only)]:
+            if authority is None:
+                continue
             signed = self.register.of_key(authority.id)
             gone = [c.revoked for c in signed if c.revoked and c.not_after > now - CRL_LIFE]
             is_root = authority.certificate.subject == authority.certificate.issuer
             # A root's key may be away for long, and only it can follow up its list.
             until = authority.certificate.not_valid_after_utc if is_root else now + CRL_LIFE
-            lists[authority.id] = x.make_crl(authority.certificate, authority.key, gone, number, now, until)
+            made = x.make_crl(authority.certificate, authority.key, gone, number, now, until)
+            lists[authority.id] = made
         self.shelf.write_lists(lists)
 
 

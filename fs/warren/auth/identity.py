@@ -26,9 +26,10 @@ import os
 import ssl
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -71,15 +72,23 @@ class _Files:
     chain_pem: bytes
     key_pem: bytes
 
+    def dialler(self, lists: Lists, protocol: str) -> ssl.SSLContext:
+        shown = (self.chain_pem, self.key_pem)
+        return _context(ssl.PROTOCOL_TLS_CLIENT, self.roots, lists, (protocol,), shown)
 
-class _Held(NamedTuple):
+
+@dataclass(frozen=True)
+class _Held:
     """All that an identity is at one time."""
 
     files: _Files
     lists: Lists
     server: ssl.SSLContext
     client: ssl.SSLContext
-    export: ssl.SSLContext
+
+    @cached_property
+    def export(self) -> ssl.SSLContext:
+        return self.files.dialler(self.lists, tls.EXPORT)
 
 
 class Identity:
@@ -146,6 +155,11 @@ class Identity:
     def key(self) -> PrivateKey:
         """To prove possession with."""
         return self._held.files.key
+
+    @property
+    def roots(self) -> list[x509.Certificate]:
+        """Whom we trust."""
+        return self._held.files.roots
 
     @property
     def token(self) -> bytes | None:
@@ -248,13 +262,8 @@ def _merged(old: Lists, new: list[x509.CertificateRevocationList], files: _Files
 
 def _with_contexts(files: _Files, lists: Lists) -> _Held:
     shown = (files.chain_pem, files.key_pem)
-    return _Held(
-        files,
-        lists,
-        _context(ssl.PROTOCOL_TLS_SERVER, files.roots, lists, tls.PROTOCOLS, shown),
-        _context(ssl.PROTOCOL_TLS_CLIENT, files.roots, lists, (tls.SERVE,), shown),
-        _context(ssl.PROTOCOL_TLS_CLIENT, files.roots, lists, (tls.EXPORT,), shown),
-    )
+    server = _context(ssl.PROTOCOL_TLS_SERVER, files.roots, lists, tls.PROTOCOLS, shown)
+    return _Held(files, lists, server, files.dialler(lists, tls.SERVE))
 
 
 def _context(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
 import msgspec
 from cryptography import x509
@@ -54,8 +55,7 @@ def read(text: str, roots: Sequence[x509.Certificate], now: datetime) -> list[Is
             chain = [x509.load_der_x509_certificate(der) for der in ders]
         except (msgspec.MsgspecError, ValueError):
             raise BadText("not the entry of a minter") from None
-        key = _believed(chain, roots, now)
-        issuers.append(read_issuer(certified, lambda signature, message, key=key: _holds(key, signature, message)))  # type: ignore[misc]
+        issuers.append(read_issuer(certified, partial(_holds, _believed(chain, roots, now))))
     return issuers
 
 

@@ -50,6 +50,7 @@ class Register:
     certificates: dict[int, Issued] = field(default_factory=dict)
     number: int = 0
     listed: datetime = field(default=datetime.fromtimestamp(0, UTC))
+    unlisted: bool = False  # something was revoked since the last lists
     _by_issuer: dict[str, list[Issued]] = field(default_factory=dict)
     _read: int = 0
 
@@ -116,8 +117,10 @@ class Register:
                 serial = int(line["serial"], 16)
                 at = datetime.fromtimestamp(line["at"], UTC)
                 self.certificates[serial].revoked = Revoked(serial, at, line["reason"])
+                self.unlisted = True
             case "crl":
                 self.number = max(self.number, line["number"])
                 self.listed = datetime.fromtimestamp(line["at"], UTC)
+                self.unlisted = False
             case other:
                 raise ValueError(other)

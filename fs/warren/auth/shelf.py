@@ -146,12 +146,27 @@ class Shelf:
 
     def signers(self) -> list[Authority]:
         """Every authority whose key is here: it can sign its list."""
-        found = [_pair(self.directory / "root.pem", self.root_key)]
-        if self.has_issuer():
-            found.append(self.issuer())
+        found = [self.signer(key) for key in self.ids()]
+        return [authority for authority in found if authority is not None]
+
+    def signer(self, key: str) -> Authority | None:
+        """The authority with the key of that id, if the key is here."""
+        if key == id_of(_certificate(self.directory / "root.pem")):
+            return _pair(self.directory / "root.pem", self.root_key)
+        if self.has_issuer() and key == (now := self.issuer()).id:
+            return now
         for name in ("roots", "issuers"):
-            found += [_pair(path, path.with_suffix(".key")) for path in self.paths(name)]
-        return list({a.id: a for a in found if a is not None}.values())
+            path = self.directory / name / f"{key}.pem"
+            if path.exists():
+                return _pair(path, path.with_suffix(".key"))
+        return None
+
+    def ids(self) -> list[str]:
+        """The ids of all roots and issuers of this CA, regions' aside."""
+        now = [id_of(_certificate(self.directory / "root.pem"))]
+        if self.has_issuer():
+            now.append(self.issuer().id)
+        return list(dict.fromkeys([*now, *(p.stem for n in ("roots", "issuers") for p in self.paths(n))]))
 
     def paths(self, name: str) -> list[Path]:
         """The certificates in a directory of the shelf."""

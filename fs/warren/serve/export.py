@@ -27,6 +27,7 @@ from warren.traces.ring import Entry, TraceRing
 from warren.tree import Node
 
 if TYPE_CHECKING:
+    from warren.auth.watch import Freshness
     from warren.serve.fid import Place
     from warren.serve.session import Session
     from warren.serve.tokens import Verifier
@@ -64,6 +65,7 @@ class Export:
         self.trace = trace
         self.limits = limits or Limits()
         self.verifier = verifier  # without one no token is asked for, and none counts
+        self.freshness: Freshness | None = None  # set where the authority is watched
         self.seq = 1  # moves when the policy does
         self.sessions: set[Session] = set()
         self.started = time.time()

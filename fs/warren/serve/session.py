@@ -183,6 +183,9 @@ class Session:
         do: Callable[[], Maybe[T]], finish: Callable[[T], Frame],
     ) -> Reply:  # fmt: skip
         """Record the intent, act, record the outcome, answer. Refused intents have no effect."""
+        fresh = self.export.freshness
+        if fresh is not None and fresh.strict and fresh.stale:
+            raise Refused(503, "revocation=stale: nothing is done until the authority answers", retry_after=5)
         event = Event(self.number, self.subject, op, legible(path), legible(detail), trace)
         number, wait = self.export.audit.intent(event)
         if wait is not None:

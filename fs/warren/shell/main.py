@@ -29,6 +29,7 @@ COMMANDS = {
     "write": "write a file",
     "ctl": "give a verb to a ctl file",
     "serve": "give a tree",
+    "audit": "read and verify an audit",
     "ca": "the hive's certificate authority",
     "completion": "completion for a shell",
     "help": "manuals",

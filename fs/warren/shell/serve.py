@@ -3,21 +3,30 @@
     warren serve                           list the servers
     warren serve disk DIR --listen ADDR... [--allow 'WHO RIGHTS PATTERN']... [--audit DIR] [--read-only]
     warren serve demo --listen ADDR... [--allow 'WHO RIGHTS PATTERN']... [--audit DIR]
+    warren serve cap CADIR --listen ADDR...   the authority's own tree, which other servers watch
 
 --listen may be repeated:
 
     unix!PATH         the peer is `local` if it runs as the same user
     tcp!HOST!PORT     loopback only, since TCP proves nothing: every peer is `any`; port 0 chooses one
+    tls!HOST!PORT     mutual TLS with --id DIR: the peer is the name in its certificate
     stdio             one conversation on standard input and output, as `any`; its end ends the server
 
 --allow may be repeated. A row only ever adds, and without any the server refuses everyone:
 
-    WHO       local, any, role/ROLE/NAME, user/NAME
+    WHO       local, any, role/ROLE/NAME, user/NAME, spiffe://HIVE/...; * is one component
     RIGHTS    a comma list of read write create remove ctl; rw is read,write
     PATTERN   /** is everything, * one name; verbs behind #, as in: local ctl /gpu/*/ctl#lease,release
 
---audit DIR keeps the record of who did what in DIR/00000001.log and on, and nothing is done that could not
-be recorded. Without it the newest records are kept in memory only.
+--audit DIR keeps the record of who did what in DIR, and nothing is done that could not be recorded.
+Without it the newest records are kept in memory only. --heads DIR, best on another disk, gets a signed
+head of it each second, so that nobody can cut its end or write it anew; --heads-key is the private key,
+Ed25519 or P-256 in PEM. `warren help audit` is about reading and verifying.
+
+--id DIR is who the server is: cert.pem key.pem ca.pem of `warren ca issue`, perhaps crl.pem, and minters,
+the keys whose tokens it takes. When the files change they are read again. --watch ADDR follows the
+authority's tree there, so that what it revokes ends at once; a server that has not heard of it for five
+seconds says so, and with --strict it then changes nothing.
 
 Each address is said on standard error once it is open; --json prints {"server": ..., "listening":
 [...]} on standard output too. SIGTERM ends the server with exit code 0, Ctrl-C with 130.
@@ -30,22 +39,27 @@ import os
 import resource
 import signal
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from warren.shell import exits, output
 from warren.shell.arguments import Parser, add_json
 from warren.shell.exits import Stopped, Usage
+from warren.shell.session import identity_of
 
 if TYPE_CHECKING:
+    from trio import TaskStatus
     from warren.auth.rights import Policy
+    from warren.roles.guard import Guard
     from warren.serve.export import Export
     from warren.serve.listen import BadAddress
+    from warren.traces.audit import AuditFile, AuditMemory
     from warren.tree import Node
 
 SERVERS = {
     "disk": "DIR: a directory of this machine",
     "demo": "a tree that shows each kind of file once",
+    "cap": "CADIR: revocations and minters, for servers to watch",
 }
 
 
@@ -54,6 +68,11 @@ def declare(parser: Parser) -> None:
     parser.add_argument("--allow", metavar="ROW", action="append", default=[],
                         help="'WHO RIGHTS PATTERN': who may do what; repeatable")  # fmt: skip
     parser.add_argument("--audit", metavar="DIR", help="keep the audit there")
+    parser.add_argument("--heads", metavar="DIR", help="a second place for signed heads of the audit")
+    parser.add_argument("--heads-key", metavar="FILE", help="the private key that signs them")
+    parser.add_argument("--id", metavar="DIR", help="who the server is: cert.pem key.pem ca.pem")
+    parser.add_argument("--watch", metavar="ADDR", help="the authority's tree, served by warren serve cap")
+    parser.add_argument("--strict", action="store_true", help="change nothing while the watch is stale")
     parser.add_argument("--read-only", action="store_true", help="of disk: nothing can be changed")
     add_json(parser)
 
@@ -68,6 +87,8 @@ def run(args: Namespace) -> int:
     if not args.listen:
         way_out = "such as --listen 'tcp!127.0.0.1!5640' or --listen \"unix!$PWD/sock\""
         raise Usage(f"warren serve: nowhere to listen; say where, {way_out}")
+    if bool(args.heads) != bool(args.heads_key) or (args.heads and not args.audit):
+        raise Usage("warren serve: --heads and --heads-key go together, with --audit; see warren help serve")
     policy = _policy(args.allow)
 
     import trio
@@ -87,8 +108,8 @@ def _root(args: Namespace) -> Node:
     name, *rest = args.words
     if name not in SERVERS:
         raise Usage(f"warren serve: no server {name!r}; there are {' and '.join(SERVERS)}")
-    if len(rest) != (name == "disk"):
-        wants = "one DIR" if name == "disk" else "no further word"
+    if len(rest) != (name != "demo"):
+        wants = "one DIR" if name != "demo" else "no further word"
         given = " ".join(rest) or "none"
         raise Usage(f"warren serve {name}: it takes {wants}, not {given}; see warren help serve")
     if name == "disk":
@@ -101,10 +122,23 @@ def _root(args: Namespace) -> Node:
             way_out = "give a directory that is there and that you may read"
             raise Stopped(e.errno or errno.EIO, text, rest[0], way_out) from None
     if args.read_only:
-        raise Usage("warren serve demo: --read-only is for disk; leave ctl and write out of --allow instead")
+        way_out = "leave ctl and write out of --allow instead"
+        raise Usage(f"warren serve {name}: --read-only is for disk; {way_out}")
+    if name == "cap":
+        return _cap(rest[0])
     from warren.servers.demo import Demo
 
     return Demo()
+
+
+def _cap(directory: str) -> Node:
+    from warren.auth.refusal import Refusal
+    from warren.servers.cap import Cap
+
+    try:
+        return Cap(directory)
+    except Refusal as e:
+        raise Stopped(errno.ENOENT, e.text, directory, e.way_out, exits.NOT_FOUND) from None
 
 
 def _policy(rows: list[str]) -> Policy:
@@ -120,7 +154,8 @@ def _policy(rows: list[str]) -> Policy:
 async def _serve(args: Namespace, root: Node, policy: Policy) -> int:
     import trio
     from warren.serve.export import Export
-    from warren.traces.audit import AuditFile, AuditMemory
+    from warren.servers.cap import Cap
+    from warren.traces.audit import AuditFile
     from warren.traces.ring import TraceRing
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -129,24 +164,75 @@ async def _serve(args: Namespace, root: Node, policy: Policy) -> int:
     # What the parent had ignored stays ignored: nohup, or a shell without job control.
     ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     with trio.open_signal_receiver(*(s for s in ends if signal.getsignal(s) != signal.SIG_IGN)) as signals:
-        audit = AuditFile(args.audit) if args.audit else AuditMemory()
+        audit = _audit(args)
         try:
-            return await _until_ended(Export(root, policy, audit, TraceRing()), args, signals)
+            guard = _guard(args)
+            if guard is not None:
+                policy = policy.in_hive(guard.identity.hive)
+            verifier = guard.verifier if guard is not None else None
+            export = Export(root, policy, audit, TraceRing(), verifier=verifier)
+            beside = [root.watch] if isinstance(root, Cap) else []
+            return await _until_ended(export, guard, beside, args, signals)
         finally:
             if isinstance(audit, AuditFile):
                 audit.close()
 
 
-async def _until_ended(export: Export, args: Namespace, signals: AsyncIterator[int]) -> int:
+def _audit(args: Namespace) -> AuditFile | AuditMemory:
+    from warren.traces.audit import AuditFile, AuditMemory
+
+    if not args.audit:
+        return AuditMemory()
+
+    def tell(said: str) -> None:
+        output.say(f"warren: {said}")
+
+    if not args.heads:
+        return AuditFile(args.audit, tell=tell)
+    from warren.traces.audit.heads import HeadFiles
+    from warren.traces.audit.keys import FileSigner
+
+    return AuditFile(args.audit, signer=FileSigner(args.heads_key), heads=HeadFiles(args.heads), tell=tell)
+
+
+def _guard(args: Namespace) -> Guard | None:
+    """Who we are and how that is kept current, with --id."""
+    identity = identity_of(args.id)
+    if identity is None:
+        if args.watch or args.strict:
+            raise Usage("warren serve: --watch and --strict need --id DIR, to be let in by the authority")
+        return None
+    from warren.auth.blocks import BadText
+    from warren.roles.guard import Guard
+
+    def tell(said: str) -> None:
+        output.say(f"warren: {said}")
+
+    try:
+        return Guard(identity, watch=args.watch, strict=args.strict, tell=tell)
+    except BadText as e:
+        way_out = "certify them again: warren ca minter"
+        raise Stopped(errno.EINVAL, str(e), f"{args.id}/minters", way_out, exits.BAD_INPUT) from None
+
+
+async def _until_ended(
+    export: Export,
+    guard: Guard | None,
+    beside: Sequence[Callable[[], Awaitable[None]]],
+    args: Namespace,
+    signals: AsyncIterator[int],
+) -> int:
     """Listen, until a signal or the end of the one conversation on stdio; returns the exit code."""
     import trio
     from warren.serve.listen import BadAddress, listening
+    from warren.traces.audit import AuditFile
 
     code = exits.OK
     refused: BaseExceptionGroup[BadAddress] | None = None
     elsewhere = [address for address in args.listen if address != "stdio"]
     try:
-        async with listening(export, elsewhere) as names, trio.open_nursery() as nursery:
+        gate = guard.gate if guard is not None else None
+        async with listening(export, elsewhere, gate) as names, trio.open_nursery() as nursery:
 
             async def heed() -> None:
                 nonlocal code
@@ -154,6 +240,12 @@ async def _until_ended(export: Export, args: Namespace, signals: AsyncIterator[i
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(heed)
+            if isinstance(export.audit, AuditFile):
+                nursery.start_soon(export.audit.keep)
+            if guard is not None:
+                await nursery.start(_keep, guard, export)
+            for work in beside:
+                nursery.start_soon(work)
             _announce(args, names)
             if "stdio" in args.listen:
                 await _converse_here(export)
@@ -164,6 +256,14 @@ async def _until_ended(export: Export, args: Namespace, signals: AsyncIterator[i
     if refused is not None:
         raise _cannot_listen(refused)
     return code
+
+
+async def _keep(guard: Guard, export: Export, task_status: TaskStatus[None]) -> None:
+    import trio
+
+    async with guard.kept(export):
+        task_status.started()
+        await trio.sleep_forever()
 
 
 def _announce(args: Namespace, names: list[str]) -> None:

@@ -18,6 +18,7 @@ from warren.shell import address, exits, output
 from warren.shell.exits import Stopped, Usage
 
 if TYPE_CHECKING:
+    from warren.auth.identity import Identity
     from warren.mount import Files
 
 Body = Callable[["Files"], Awaitable[int]]
@@ -27,17 +28,17 @@ def converse(args: Namespace, body: Body) -> int:
     """Do BODY with the tree that ARGS name; returns its exit code, or that of what ended it."""
     import trio
 
-    return trio.run(_converse, address.chosen(args.at), args.aname, body)
+    return trio.run(_converse, args, body)
 
 
-async def _converse(at: str, aname: str, body: Body) -> int:
+async def _converse(args: Namespace, body: Body) -> int:
     import trio
 
     code = exits.READER_LEFT
     async with trio.open_nursery() as nursery:
         nursery.start_soon(output.until_reader_leaves, nursery.cancel_scope)
         try:
-            code = await _dialled(at, aname, body)
+            code = await _dialled(args, body)
         except output.ReaderLeft:
             pass
         except OSError as e:
@@ -46,11 +47,26 @@ async def _converse(at: str, aname: str, body: Body) -> int:
     return code
 
 
-async def _dialled(at: str, aname: str, body: Body) -> int:
+def identity_of(directory: str | None) -> Identity | None:
+    """The identity in DIRECTORY, or a refusal that says what is wrong with it."""
+    if directory is None:
+        return None
+    from warren.auth.identity import Identity
+    from warren.auth.refusal import Missing, Refusal
+
+    try:
+        return Identity.load(directory)
+    except Refusal as e:
+        code = exits.NOT_FOUND if isinstance(e, Missing) else exits.BAD_INPUT
+        raise Stopped(errno.EINVAL, e.text, directory, e.way_out, code) from None
+
+
+async def _dialled(args: Namespace, body: Body) -> int:
     from warren.mount import dial
 
     try:
-        session = dial(at, aname)
+        identity = identity_of(args.id)
+        session = dial(address.chosen(args.at), args.aname, identity=identity, expect=args.expect)
     except ValueError as e:
         way_out = "for example --at 'tcp!127.0.0.1!5640'"
         raise Stopped(errno.EINVAL, str(e), "", way_out, exits.USAGE) from None
@@ -73,7 +89,9 @@ def _unreached(e: OSError) -> OSError:
         errno.EACCES: exits.DENIED, errno.EPERM: exits.DENIED, errno.ETIMEDOUT: exits.TIMED_OUT,
     }.get(e.errno or 0, exits.UNAVAILABLE)  # fmt: skip
     way_out = "start a server there with make up or warren serve, or say where one is with --at ADDR"
-    if code == exits.DENIED:
+    if code == exits.DENIED and at.startswith("tls!"):
+        way_out = "see that --id is valid and of this hive, and that --expect names whom you want"
+    elif code == exits.DENIED:
         way_out = "the socket belongs to another user; say --at ADDR for one of yours"
     return Stopped(e.errno or errno.EIO, said if colon else at, at if colon else "", way_out, code)
 

@@ -1,0 +1,1 @@
+"""Where servers, listeners and clients are put together into a process."""
