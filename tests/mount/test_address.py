@@ -12,11 +12,17 @@ from warren.tree import Refused, describe, plain_words
 
 @pytest.mark.parametrize(
     "address",
-    ["", "localhost:564", "tcp!localhost", "tcp!!564", "tcp!h!1!2", "unix", "unix!", "tls!h!1", "/srv/sock"],
+    ["", "localhost:564", "tcp!localhost", "tcp!!564", "tcp!h!1!2", "unix", "unix!", "tls!h", "/srv/sock"],
 )
 def test_what_is_no_address_is_told_the_forms(address: str) -> None:
-    with pytest.raises(ValueError, match=r"is not an address; write tcp!HOST!PORT or unix!/PATH"):
+    forms = r"is not an address; write tcp!HOST!PORT or unix!/PATH or tls!HOST!PORT"
+    with pytest.raises(ValueError, match=forms):
         dial(address)
+
+
+def test_tls_asks_who_we_are() -> None:
+    with pytest.raises(ValueError, match="needs an identity to show: --id DIR"):
+        dial("tls!localhost!564")
 
 
 async def test_a_port_is_a_number() -> None:

@@ -15,10 +15,12 @@ from types import CodeType, FrameType
 
 import pytest
 import warren.servers
+from warren.auth.ca import CA
 from warren.auth.rights import Policy
 from warren.p9 import messages as p9
 from warren.p9.fields import NOFID, QTDIR
 from warren.p9.messages import ALL, PLAIN, Message, Rattach, Rerror, Rlerror
+from warren.servers.cap import Cap
 from warren.servers.demo import Demo
 from warren.servers.disk import Disk
 from warren.tree import Handle, Node
@@ -40,8 +42,13 @@ def a_demo(folder: Path) -> Node:
     return demo
 
 
+def a_cap(folder: Path) -> Node:
+    CA.create(folder / "ca", "hive")
+    return Cap(folder / "ca")
+
+
 # How to build one of each. The key is the module of warren.servers.
-BUILT: dict[str, Callable[[Path], Node]] = {"demo": a_demo, "disk": a_disk}
+BUILT: dict[str, Callable[[Path], Node]] = {"cap": a_cap, "demo": a_demo, "disk": a_disk}
 
 
 def server_modules() -> list[str]:

@@ -77,6 +77,10 @@ class Lost(ConnectionResetError):
     """The connection went away under a request; whether it was done is not known here."""
 
 
+class Barred(PermissionError):
+    """The peer will have nothing to do with who we are. Nothing that was asked on the link was done."""
+
+
 class Link:
     """One connection and the session on it. `words` says things in its dialect, once that is settled."""
 
@@ -90,6 +94,7 @@ class Link:
         self.root = NOFID
         self.root_qid = Qid(0, 0, 0)
         self.why = ""  # why it is lost, once it is
+        self._barred = False
         self._channel = channel
         self._waiting = 0
         self._unsent: list[bytes | memoryview] = []
@@ -253,7 +258,9 @@ class Link:
             self.half.request(Tclunk, fid)
             self._wake_writer()
 
-    def _gone(self, op: Op) -> Lost:
+    def _gone(self, op: Op) -> OSError:
+        if self._barred:
+            return Barred(errno.EACCES, self.why, self.peer)
         words = f"the connection to {self.peer} was lost: {self.why} trace={op.trace:016x}"
         return Lost(errno.ECONNRESET, words, op.path)
 
@@ -275,7 +282,7 @@ class Link:
         try:
             n = self._channel.send_now(parts)
         except OSError as e:
-            self._lose(str(e))
+            self._broke(e)
             return
         if n < sum(map(len, parts)):
             self._unsent = rest(parts, n)
@@ -302,7 +309,7 @@ class Link:
                 try:
                     await self._channel.send(parts)
                 except OSError as e:
-                    self._lose(str(e))
+                    self._broke(e)
                     return
                 self._unsent = []
 
@@ -325,6 +332,11 @@ class Link:
     def drop(self, why: str) -> None:
         """Close the connection; whoever waits gets Lost."""
         self._lose(why)
+
+    def _broke(self, e: OSError) -> None:
+        if not self.why:
+            self._barred = isinstance(e, Barred)
+            self._lose((e.strerror if self._barred else "") or str(e))
 
     def _lose(self, why: str) -> None:
         if self.why:
@@ -353,7 +365,7 @@ class Link:
                     self._wake_writer()  # the next dialect is offered
             self._lose("the peer closed it")
         except OSError as e:
-            self._lose(str(e))
+            self._broke(e)
         except BadFrame as e:
             self._lose(f"the peer broke the protocol: {e}")
 

@@ -1,8 +1,8 @@
 """A channel under mutual TLS.
 
 The dialler states whom it expects, and hangs up on anybody else before a byte of 9P is said. What a
-server thinks of *our* certificate is learnt only at the first read, for so TLS 1.3 is; the error then
-says so in words. An identity that has a token shows it here, and only here: to show one is to sign the
+server thinks of *our* certificate is learnt only after the handshake, for so TLS 1.3 is: from an alert
+that the first read finds, or that waits behind a write that failed. `Barred` then says so in words. An identity that has a token shows it here, and only here: to show one is to sign the
 server's name, which nothing but TLS has proved.
 """
 
@@ -18,8 +18,22 @@ from warren.auth.blocks import BadText
 from warren.auth.identity import Identity
 from warren.auth.token import read_token
 from warren.mount.address import Parts, Present, SocketChannel
+from warren.mount.link import Barred
 
 _RECORD = 16384
+# What an alert of TLS tells us of the reason that stands in the server's audit.
+_ALERTS = {
+    "certificate_revoked": "revoked", "certificate_expired": "expired", "unknown_ca": "unknown_ca",
+    "bad_certificate": "bad_certificate", "unsupported_certificate": "bad_certificate",
+    "certificate_required": "no_certificate",
+}  # fmt: skip
+_OURS = {
+    "revoked": "it, or its issuer, is revoked",
+    "expired": "it, or a revocation list of that server, has expired",
+    "unknown_ca": "nobody whom that server trusts vouches for it",
+    "bad_certificate": "it is not fit, or not valid yet",
+    "no_certificate": "it wants one",
+}
 
 
 class SecureChannel(SocketChannel):
@@ -39,6 +53,8 @@ class SecureChannel(SocketChannel):
                 except ssl.SSLWantWriteError:
                     await trio.lowlevel.wait_writable(self._sock)
             return tls.expect(tls.peer(self._sock, identity.hive), expect)
+        except ssl.SSLEOFError:
+            raise ConnectionResetError(errno.ECONNRESET, "it hung up in the handshake") from None
         except (ssl.SSLError, tls.Unwelcome) as e:
             reason = tls.reason(e)
             detail = e.detail if isinstance(e, tls.Unwelcome) else ""
@@ -54,8 +70,7 @@ class SecureChannel(SocketChannel):
                 await trio.lowlevel.wait_writable(self._sock)
                 continue
             except ssl.SSLError as e:
-                reason = tls.reason(e)
-                raise PermissionError(errno.EACCES, f"{reason}: {tls.REASONS[reason]}") from e
+                raise _broken(e) from e
             try:
                 await trio.lowlevel.wait_readable(self._sock)
             except trio.ClosedResourceError:
@@ -73,7 +88,32 @@ class SecureChannel(SocketChannel):
                 left -= n
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             pass
+        except OSError as e:
+            raise self._said_before(e) from e
         return sent
+
+    def _said_before(self, e: OSError) -> OSError:
+        """Why sending failed: a peer that hung up may have left an alert first."""
+        try:
+            while self._sock.recv(_RECORD):
+                pass
+        except ssl.SSLError as alert:
+            found = _broken(alert)
+            if isinstance(found, Barred):
+                return found
+        except OSError:
+            pass
+        return ConnectionResetError(errno.ECONNRESET, "it hung up") if isinstance(e, ssl.SSLError) else e
+
+
+def _broken(e: ssl.SSLError) -> OSError:
+    """What ended a connection whose handshake, as far as we saw it, was done."""
+    if tls.reason(e) != "refused_by_peer":
+        return ConnectionResetError(errno.ECONNRESET, f"TLS failed: {e.reason or e.strerror}")
+    alert = (e.reason or "").lower().partition("_alert_")[2]
+    reason = _ALERTS.get(alert, "refused_by_peer")
+    detail = _OURS.get(reason, "it does not say why")
+    return Barred(errno.EACCES, f"our certificate was refused: {reason}: {detail}")
 
 
 def _first(parts: Parts, start: int, n: int) -> bytes | memoryview:

@@ -10,6 +10,7 @@
     warren ca crl DIR [FILE...]                       sign the revocation lists again; take in regions' lists
     warren ca backup DIR FILE --passphrase FILE       all of it in one encrypted file
     warren ca restore FILE DIR --passphrase FILE
+    warren ca minter DIR PUBFILE --allow 'RIGHTS PATTERN'... [--ttl 30d]   let a key mint tokens
 
 URI is spiffe://HIVE/role/ROLE/NAME or spiffe://HIVE/user/NAME. A certificate lasts 7 days if --ttl does
 not say otherwise (30s, 15m, 12h, 90d); issuing again into the same ID replaces it. Of a signing request
@@ -19,6 +20,10 @@ Without --out the chain is printed.
 DIR/root.key is needed to rotate, to make or revoke a region and to revoke an issuer; keep it offline for
 the rest of the time, and say --root-key FILE when it is needed. DIR/crl.pem is what the servers of the
 hive are to know; a copy in an identity's directory is used from its start on.
+
+minter certifies the public half of a key of `warren token keygen`: with it tokens can be minted that
+allow what --allow says at most. DIR/minters lists such keys; servers that watch the authority learn of them,
+others need a copy in their identity's directory. Certifying a key again replaces what it had.
 
 A passphrase is the first line of a file that only you can read, or of standard input if FILE is -.
 """
@@ -49,7 +54,7 @@ _LARGEST = 1 << 20
 def declare(parser: Parser) -> None:
     parser.add_argument("--hive", metavar="NAME", help="init: the hive's name, such as example.org")
     parser.add_argument("--out", metavar="DIR", help="issue, sign, region: where the result goes")
-    parser.add_argument("--ttl", metavar="TIME", help="issue, sign: how long it lasts, such as 12h")
+    parser.add_argument("--ttl", metavar="TIME", help="issue, sign, minter: how long it lasts, such as 12h")
     parser.add_argument("--uri", metavar="URI", help="sign: the name that is certified")
     parser.add_argument("--key", metavar="KIND", choices=["ed25519", "p256"], default="ed25519",
                         help="init, issue, region, rotate --root: ed25519 or p256")  # fmt: skip
@@ -59,6 +64,8 @@ def declare(parser: Parser) -> None:
     parser.add_argument(
         "--passphrase", metavar="FILE", help="backup, restore: the file it is in; - is standard input"
     )
+    parser.add_argument("--allow", metavar="ROW", action="append", default=[],
+                        help="minter: 'RIGHTS PATTERN', what it may mint; repeatable")  # fmt: skip
     add_json(parser)
 
 
@@ -197,6 +204,12 @@ def _restore(args: Namespace, file: str, where: str) -> None:
     _done(args, {"restored": where, "files": saved.files}, f"{where} holds {len(saved.files)} files")
 
 
+def _minter(args: Namespace, where: str, file: str) -> None:
+    from warren.shell import minter
+
+    minter.add(args, _opened(args, where), file, _ttl(args) if args.ttl else minter.TTL, _done)
+
+
 VERBS: dict[str, tuple[str, Callable[..., None]]] = {
     "init": ("DIR", _init),
     "issue": ("DIR URI", _issue),
@@ -208,6 +221,7 @@ VERBS: dict[str, tuple[str, Callable[..., None]]] = {
     "crl": ("DIR [FILE...]", _crl),
     "backup": ("DIR FILE", _backup),
     "restore": ("FILE DIR", _restore),
+    "minter": ("DIR PUBFILE", _minter),
 }
 
 

@@ -74,10 +74,19 @@ def of(e: OSError) -> int:
     return _EXIT_OF.get(describe(e)[1], OTHER)
 
 
+def barred(e: OSError) -> bool:
+    """Whether the server will not have us, whatever we ask."""
+    from warren.mount.link import Barred
+
+    return isinstance(e, Barred)
+
+
 def way_out(e: OSError, path: str) -> str:
     """What to do about an error at PATH."""
     if isinstance(e, Stopped):
         return e.way_out
+    if e.errno == errno.EACCES and barred(e):
+        return "have --id issued again: warren ca issue; the server's audit names the reason"
     above = path.rstrip("/").rpartition("/")[0] or "/"
     last = path.rstrip("/").rpartition("/")[2]
     later = re.search(r"retry_after=([\d.]+)", e.strerror or "")

@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": "give a tree",
     "audit": "read and verify an audit",
     "ca": "the hive's certificate authority",
+    "token": "make, narrow and check capabilities",
     "completion": "completion for a shell",
     "help": "manuals",
 }

@@ -64,9 +64,13 @@ def identity_of(directory: str | None) -> Identity | None:
 async def _dialled(args: Namespace, body: Body) -> int:
     from warren.mount import dial
 
+    at = address.chosen(args.at)
+    identity = identity_of(args.id)
+    if identity is None and at.startswith("tls!"):
+        way_out = "say --id DIR, a folder that warren ca issue made"
+        raise Stopped(errno.EINVAL, "it wants to know who you are", at, way_out, exits.USAGE)
     try:
-        identity = identity_of(args.id)
-        session = dial(address.chosen(args.at), args.aname, identity=identity, expect=args.expect)
+        session = dial(at, args.aname, identity=identity, expect=args.expect)
     except ValueError as e:
         way_out = "for example --at 'tcp!127.0.0.1!5640'"
         raise Stopped(errno.EINVAL, str(e), "", way_out, exits.USAGE) from None
@@ -115,7 +119,7 @@ def over_paths(args: Namespace, wanted: list[str], work: Callable[[Files, str], 
             except OSError as e:
                 failed = output.complain(e)
                 code = code or failed
-                if failed == exits.UNAVAILABLE:
+                if failed == exits.UNAVAILABLE or exits.barred(e):
                     break
         return code
 

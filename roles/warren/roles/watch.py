@@ -48,6 +48,7 @@ class Watch:
         self.address, self.identity, self.export, self.gate = address, identity, export, gate
         self.freshness, self.expect, self.tell = freshness, expect, tell
         self.applied = trio.lowlevel.ParkingLot()
+        self._said = ""
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -58,11 +59,20 @@ class Watch:
                     pause = 0.1
                     await self._follow(files)
             except* (OSError, Refusal, BadText) as group:
-                if self.freshness.live or not self.freshness.seq:
-                    self.tell(f"the authority at {self.address} is out of reach: {_first(group)}")
+                self._tell(_first(group))
             self.freshness.lost()
             await trio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(pause * 2, _LATEST)
+
+    def _tell(self, e: BaseException) -> None:
+        """Say why there is no watch: once, until that changes or the authority was heard again."""
+        text = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
+        text = text.partition(" trace=")[0].removeprefix(f"{self.address}: ")
+        barred = isinstance(e, OSError) and e.errno in (errno.EACCES, errno.EPERM)
+        said = f"the authority at {self.address} {'refuses us' if barred else 'is out of reach'}: {text}"
+        if said != self._said:
+            self._said = said
+            self.tell(said)
 
     async def _follow(self, files: Files) -> None:
         """Put in force whatever comes, until the connection breaks."""
@@ -94,6 +104,7 @@ class Watch:
         if verifier is not None:
             changed = self._verify_by(verifier, blocks, minters) or changed
         self.freshness.heard(seq)
+        self._said = ""
         if changed:
             if self.gate is not None:
                 self.gate.recheck()
