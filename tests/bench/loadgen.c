@@ -1,7 +1,8 @@
 /* loadgen: put a known 9P load on a server and say what came back.
  *
  *     loadgen [-a ADDR] [-n ANAME] [-V VERSION] [-f FILE] [-m MSIZE] [-k]
- *             [-t SECONDS] [-w SECONDS] [-p PID] SCENARIO [NUMBER...]
+ *             [-t SECONDS] [-w SECONDS] [-p PID]... [-i DIR] [-T DIR -S NAME]
+ *             SCENARIO [NUMBER...]
  *
  *     getattr TAGS      Tgetattr (Tstat in 9P2000) on FILE, TAGS outstanding
  *     serial            the same with one
@@ -12,11 +13,19 @@
  *     conns N           getattr on N connections, one outstanding on each
  *     idle N WARM       attach WARM connections, then N more; report what each
  *                       of the N added to the resident memory of PID
+ *     shakes N          connect, agree on a version, attach, hang up; N at once
+ *     attach            attach, on a connection that is there already
  *
- * ADDR is tcp!HOST!PORT or unix!PATH; VERSION is 9P2000.L or 9P2000. FILE is a
+ * ADDR is tcp!HOST!PORT, tls!HOST!PORT or unix!PATH; VERSION is 9P2000.L or 9P2000. FILE is a
  * path below ANAME. -k says that FILE is marked (see wire.h), so that the data
  * of reads is checked. -w runs before the measured -t seconds. -p names the
- * server's process, for its CPU time and memory.
+ * server's process, for its CPU time and memory; its CPU time is that of all
+ * when there are several.
+ *
+ * -i is the identity for TLS: a folder with cert.pem, key.pem and ca.pem. -T is
+ * a token that every attach presents to the server called NAME: a folder with
+ * its chain and holder.pem, its last key. Both need the program that was
+ * compiled with -DWITH_TLS, loadgen-tls.
  *
  * SIZE shrinks to what the negotiated msize carries, which is msize - 24 as v9fs
  * reckons it; the size used is in the answer. An operation counts only when every reply of it was
@@ -26,6 +35,7 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <sys/epoll.h>
@@ -34,8 +44,14 @@
 #include "meter.h"
 #include "wire.h"
 
-enum { ROOT_FID = 0, FILE_FID = 1, CHAIN_FID = 16 };
-enum { MAX_TAGS = 1024, MAX_NAMES = 16, BATCH = 256 };
+#ifdef WITH_TLS
+#include "secure.h"
+#else
+typedef void SSL;
+#endif
+
+enum { ROOT_FID = 0, FILE_FID = 1, TOKEN_FID = 2, CHAIN_FID = 16 };
+enum { MAX_TAGS = 1024, MAX_NAMES = 16, BATCH = 256, MAX_PIDS = 4 };
 
 /* One outstanding operation; its tag is its index in the connection. */
 struct slot {
@@ -49,21 +65,23 @@ struct slot {
 
 struct conn {
 	int fd;
+	SSL *tls;                  /* NULL on a plain socket */
 	bool wants_out;
 	struct slot *slots;
 	uint16_t *queue;           /* ring of slots whose frames are not sent yet */
 	uint32_t queue_at, queued, sent;   /* sent: bytes of the first frame already out */
 	uint8_t *in;
-	uint32_t in_size, start, end;
+	uint32_t in_size, start, end, msize;
 	uint8_t qid_path[8];
 	uint64_t next_offset;
 };
 
 static struct {
-	const char *addr, *aname, *version, *file, *scenario;
+	const char *addr, *aname, *version, *file, *scenario, *identity, *token, *server;
 	double seconds, warm_up;
 	uint32_t msize, size, tags, conns, warm_conns;
-	long pid;
+	long pids[MAX_PIDS];
+	uint32_t pid_count;
 	bool marked, plain;
 	uint8_t walk_names[4096];
 	uint32_t walk_length;
@@ -80,7 +98,7 @@ static bool measuring, stopping;
 static int poller;
 static uint32_t alive;
 
-static enum { GETATTR, ORC, READ, WRITE, IDLE } work;
+static enum { GETATTR, ORC, READ, WRITE, IDLE, SHAKES, ATTACH } work;
 
 __attribute__((format(printf, 1, 2)))
 static void count_error(const char *format, ...)
@@ -117,18 +135,68 @@ static const char *refusal(uint8_t type, const uint8_t *body, uint32_t length)
 	return text;
 }
 
+static ssize_t transport_receive(struct conn *c, uint8_t *into, uint32_t room)
+{
+#ifdef WITH_TLS
+	if (c->tls)
+		return tls_receive(c->tls, into, room);
+#endif
+	return recv(c->fd, into, room, 0);
+}
+
+/* Several buffers, or as much of them as is taken at a time: under TLS one record. */
+static ssize_t transport_send(struct conn *c, struct iovec *parts, uint32_t count)
+{
+#ifdef WITH_TLS
+	if (c->tls) {
+		/* A record that was refused is offered again with the same beginning, as TLS demands. */
+		uint8_t record[RECORD];
+		size_t length = 0;
+		for (uint32_t i = 0; i < count && length < RECORD; i++) {
+			size_t n = parts[i].iov_len < RECORD - length ? parts[i].iov_len : RECORD - length;
+			memcpy(record + length, parts[i].iov_base, n);
+			length += n;
+		}
+		return tls_send(c->tls, record, length);
+	}
+#endif
+	struct msghdr message = { .msg_iov = parts, .msg_iovlen = count };
+	return sendmsg(c->fd, &message, MSG_NOSIGNAL);
+}
+
+static void transport_open(struct conn *c)
+{
+	struct timeval patience = { .tv_sec = 10 };
+	c->fd = dial(opt.addr);
+	setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+#ifdef WITH_TLS
+	c->tls = tls_context ? tls_dial(c->fd) : NULL;
+#endif
+}
+
+static void transport_close(struct conn *c)
+{
+#ifdef WITH_TLS
+	SSL_free(c->tls);
+	c->tls = NULL;
+#endif
+	close(c->fd);
+	c->fd = -1;
+}
+
 /* One request and its reply, blocking: for setting up, where a failure ends the run. */
 static const uint8_t *ask(struct conn *c, uint8_t *frame, uint8_t *end, uint32_t least, const char *what)
 {
 	uint32_t length = seal(frame, end), have = 0, want = HEADER;
 	for (uint32_t out = 0; out < length;) {
-		ssize_t n = send(c->fd, frame + out, length - out, MSG_NOSIGNAL);
+		struct iovec rest = { frame + out, length - out };
+		ssize_t n = transport_send(c, &rest, 1);
 		if (n <= 0)
 			errx(1, "%s: %s", what, strerror(errno));
 		out += (uint32_t)n;
 	}
 	while (have < want) {
-		ssize_t n = recv(c->fd, c->in + have, want - have, 0);
+		ssize_t n = transport_receive(c, c->in + have, want - have);
 		if (n <= 0)
 			errx(1, "%s: %s", what, n ? strerror(errno) : "the server hung up");
 		have += (uint32_t)n;
@@ -163,27 +231,66 @@ static uint8_t *put_open(uint8_t *frame, uint16_t tag, uint32_t fid, uint8_t mod
 	return put32(put32(put_header(frame, Tlopen, tag), fid), mode);
 }
 
+static void agree(struct conn *c)
+{
+	uint8_t frame[128];
+	size_t length = strlen(opt.version);
+	uint8_t *p = put32(put_header(frame, Tversion, NOTAG), opt.msize);
+	const uint8_t *reply = ask(c, frame, putstr(p, opt.version, length), 6 + (uint32_t)length, "version");
+	if (get16(reply + 4) != length || memcmp(reply + 6, opt.version, length))
+		errx(1, "version: the server does not speak %s", opt.version);
+	if (get32(reply) > opt.msize || get32(reply) < BLOCK)
+		errx(1, "version: an msize of %u", get32(reply));
+	c->msize = get32(reply);
+}
+
+static uint8_t *put_names(uint8_t *p)
+{
+	p = putstr(putstr(p, "bench", 5), opt.aname, strlen(opt.aname));
+	return opt.plain ? p : put32(p, getuid());
+}
+
+/* Show the token; the fid that the attach is to name. */
+static uint32_t present(struct conn *c)
+{
+#ifdef WITH_TLS
+	uint8_t frame[8192], nonce[NONCE];
+	if (!opt.token)
+		return NOFID;
+	ask(c, frame, put_names(put32(put_header(frame, Tauth, 0), TOKEN_FID)), QID, "auth");
+	uint8_t *p = put64(put32(put_header(frame, Tread, 0), TOKEN_FID), 0);
+	memcpy(nonce, ask(c, frame, put32(p, NONCE), 4 + NONCE, "nonce") + 4, NONCE);
+	uint32_t said = (uint32_t)token.length + PROOF;
+	p = put32(put64(put32(put_header(frame, Twrite, 0), TOKEN_FID), 0), said);
+	memcpy(p, token.chain, token.length);
+	token_prove(nonce, p + token.length);
+	if (get32(ask(c, frame, p + said, 4, "proof")) != said)
+		errx(1, "proof: a short count");
+	return TOKEN_FID;
+#else
+	(void)c;
+	return NOFID;
+#endif
+}
+
+static void attach(struct conn *c)
+{
+	uint8_t frame[8192];
+	uint32_t shown = present(c);
+	uint8_t *p = put32(put32(put_header(frame, Tattach, 0), ROOT_FID), shown);
+	ask(c, frame, put_names(p), QID, "attach");
+}
+
 /* Connect, agree on a version, attach, walk to FILE, learn its identity and size. */
 static void set_up(struct conn *c)
 {
 	uint8_t frame[8192];
 	const uint8_t *reply;
-	size_t version = strlen(opt.version);
-	struct timeval patience = { .tv_sec = 10 };
 
-	c->fd = dial(opt.addr);
-	setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-	uint8_t *p = put32(put_header(frame, Tversion, NOTAG), opt.msize);
-	reply = ask(c, frame, putstr(p, opt.version, version), 6 + (uint32_t)version, "version");
-	if (get16(reply + 4) != version || memcmp(reply + 6, opt.version, version))
-		errx(1, "version: the server does not speak %s", opt.version);
-	if (get32(reply) > opt.msize || get32(reply) < BLOCK)
-		errx(1, "version: an msize of %u", get32(reply));
-	opt.msize = get32(reply);
-
-	p = put32(put32(put_header(frame, Tattach, 0), ROOT_FID), NOFID);
-	p = putstr(putstr(p, "bench", 5), opt.aname, strlen(opt.aname));
-	ask(c, frame, opt.plain ? p : put32(p, getuid()), QID, "attach");
+	transport_open(c);
+	agree(c);
+	opt.msize = c->msize;
+	attach(c);
 	reply = ask(c, frame, put_walk(frame, 0, FILE_FID), 2, "walk");
 	if (get16(reply) != opt.walk_count)
 		errx(1, "walk: %s does not exist", opt.file);
@@ -336,8 +443,7 @@ static void lose(struct conn *c, const char *why)
 	count_error("connection lost: %s", why);
 	for (uint32_t i = 0; i < opt.tags; i++)
 		errors += c->slots[i].awaited != 0;
-	close(c->fd);
-	c->fd = -1;
+	transport_close(c);
 	alive--;
 }
 
@@ -352,8 +458,7 @@ static void flush_out(struct conn *c)
 		}
 		parts[0].iov_base = (uint8_t *)parts[0].iov_base + c->sent;
 		parts[0].iov_len -= c->sent;
-		struct msghdr message = { .msg_iov = parts, .msg_iovlen = n };
-		ssize_t out = sendmsg(c->fd, &message, MSG_NOSIGNAL);
+		ssize_t out = transport_send(c, parts, n);
 		if (out < 0 && errno != EAGAIN) {
 			lose(c, strerror(errno));
 			return;
@@ -375,23 +480,32 @@ static void flush_out(struct conn *c)
 	}
 }
 
-static void receive(struct conn *c)
+/* Take what has come; true if it filled the room, so that more may lie where epoll does not see it. */
+static bool take_in(struct conn *c)
 {
-	ssize_t n = recv(c->fd, c->in + c->end, c->in_size - c->end, 0);
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n <= 0) {
-		lose(c, n ? strerror(errno) : "the server hung up");
-		return;
+	bool more = true;
+	uint32_t before = c->end;
+	while (more && c->end < c->in_size) {
+		ssize_t n = transport_receive(c, c->in + c->end, c->in_size - c->end);
+		if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+			more = false;
+		} else if (n <= 0) {
+			lose(c, n ? strerror(errno) : "the server hung up");
+			return false;
+		} else {
+			c->end += (uint32_t)n;
+			more = c->tls != NULL;
+		}
 	}
-	c->end += (uint32_t)n;
+	if (c->end == before)
+		return false;
 	uint64_t at = now();
 	uint32_t size = HEADER;
 	while (c->end - c->start >= HEADER) {
 		size = get32(c->in + c->start);
 		if (size < HEADER || size > c->in_size) {
 			lose(c, "a frame of impossible size");
-			return;
+			return false;
 		}
 		if (c->end - c->start < size)
 			break;
@@ -407,6 +521,13 @@ static void receive(struct conn *c)
 		c->start = 0;
 	}
 	flush_out(c);
+	return more && c->fd >= 0;
+}
+
+static void receive(struct conn *c)
+{
+	while (take_in(c))
+		continue;
 }
 
 /* Turn the loop until `until`, or until nobody is outstanding when we are stopping. */
@@ -431,6 +552,25 @@ static void turn(struct conn *conns, uint64_t until)
 	}
 }
 
+static double servers_cpu(void)
+{
+	double sum = 0;
+	for (uint32_t i = 0; i < opt.pid_count; i++)
+		sum += process_cpu(opt.pids[i]);
+	return sum;
+}
+
+static void report(double seconds, double own, double server)
+{
+	printf("{\"scenario\": \"%s\", \"version\": \"%s\", \"msize\": %u, \"size\": %u, \"tags\": %u, "
+	       "\"connections\": %u, \"ops\": %llu, \"seconds\": %.3f, \"ops_per_s\": %.1f, \"mb_per_s\": %.1f, "
+	       "\"p50_us\": %.1f, \"p99_us\": %.1f, \"errors\": %llu, \"first_error\": \"%s\", \"cpu_s\": %.3f, "
+	       "\"server_cpu_s\": %.2f}\n",
+	       opt.scenario, opt.version, opt.msize, opt.size, opt.tags, opt.conns, (unsigned long long)ops, seconds,
+	       (double)ops / seconds, (double)bytes / seconds / 1e6, percentile_us(0.5, ops), percentile_us(0.99, ops),
+	       (unsigned long long)errors, first_error, own, server);
+}
+
 static uint64_t after(double seconds) { return now() + (uint64_t)(seconds * 1e9); }
 
 static void measure(struct conn *conns)
@@ -452,14 +592,14 @@ static void measure(struct conn *conns)
 	}
 	turn(conns, after(opt.warm_up));
 
-	double own = own_cpu(), server = process_cpu(opt.pid);
+	double own = own_cpu(), server = servers_cpu();
 	uint64_t began = now();
 	measuring = true;
 	turn(conns, after(opt.seconds));
 	measuring = false;
 	double seconds = (double)(now() - began) / 1e9;
 	own = own_cpu() - own;
-	server = process_cpu(opt.pid) - server;
+	server = servers_cpu() - server;
 
 	stopping = true;
 	turn(conns, after(2));
@@ -467,13 +607,52 @@ static void measure(struct conn *conns)
 		for (uint32_t t = 0; conns[i].fd >= 0 && t < opt.tags; t++)
 			if (conns[i].slots[t].awaited)
 				count_error("tag %u was never answered", t);
-	printf("{\"scenario\": \"%s\", \"version\": \"%s\", \"msize\": %u, \"size\": %u, \"tags\": %u, "
-	       "\"connections\": %u, \"ops\": %llu, \"seconds\": %.3f, \"ops_per_s\": %.1f, \"mb_per_s\": %.1f, "
-	       "\"p50_us\": %.1f, \"p99_us\": %.1f, \"errors\": %llu, \"first_error\": \"%s\", \"cpu_s\": %.3f, "
-	       "\"server_cpu_s\": %.2f}\n",
-	       opt.scenario, opt.version, opt.msize, opt.size, opt.tags, opt.conns, (unsigned long long)ops, seconds,
-	       (double)ops / seconds, (double)bytes / seconds / 1e6, percentile_us(0.5, ops), percentile_us(0.99, ops),
-	       (unsigned long long)errors, first_error, own, server);
+	report(seconds, own, server);
+}
+
+/* Work that is begun anew each time and done while we wait for it, in OPT.CONNS threads. */
+static pthread_mutex_t counting = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t counts_from, counts_until;
+
+static void *repeat(void *argument)
+{
+	struct conn *c = argument;
+	for (uint64_t began = now(); began < counts_until; began = now()) {
+		if (work == SHAKES)
+			transport_open(c);
+		agree(c);
+		if (work == ATTACH)
+			began = now();
+		attach(c);
+		uint64_t ended = now();
+		if (work == SHAKES)
+			transport_close(c);
+		if (ended < counts_from || ended > counts_until)
+			continue;
+		pthread_mutex_lock(&counting);
+		ops++;
+		record_latency(ended - began);
+		pthread_mutex_unlock(&counting);
+	}
+	return NULL;
+}
+
+static void measure_repeated(struct conn *conns)
+{
+	pthread_t threads[MAX_TAGS];
+	for (uint32_t i = 0; work == ATTACH && i < opt.conns; i++)
+		transport_open(&conns[i]);
+	counts_from = after(opt.warm_up);
+	counts_until = after(opt.warm_up + opt.seconds);
+	for (uint32_t i = 0; i < opt.conns; i++)
+		if (pthread_create(&threads[i], NULL, repeat, &conns[i]))
+			errx(1, "no thread");
+	usleep((useconds_t)(opt.warm_up * 1e6));
+	double own = own_cpu(), server = servers_cpu();
+	for (uint32_t i = 0; i < opt.conns; i++)
+		pthread_join(threads[i], NULL);
+	opt.msize = conns[0].msize;
+	report(opt.seconds, own_cpu() - own, servers_cpu() - server);
 }
 
 static void measure_idle(struct conn *conns)
@@ -481,17 +660,17 @@ static void measure_idle(struct conn *conns)
 	uint8_t frame[64];
 	uint32_t total = opt.warm_conns + opt.conns;
 	long before = 0;
-	if (!opt.pid)
+	if (!opt.pid_count)
 		errx(1, "idle: -p PID says whose memory to read");
 	for (uint32_t i = 0; i < total; i++) {
 		if (i == opt.warm_conns) {
 			usleep(500000);
-			before = resident_kib(opt.pid);
+			before = resident_kib(opt.pids[0]);
 		}
 		set_up(&conns[i]);
 	}
 	usleep(500000);
-	long after_all = resident_kib(opt.pid);
+	long after_all = resident_kib(opt.pids[0]);
 	for (uint32_t i = 0; i < total; i++)
 		ask(&conns[i], frame, put_getattr(frame, 0), 2, "an idle connection");
 	printf("{\"scenario\": \"idle\", \"version\": \"%s\", \"msize\": %u, \"connections\": %u, \"errors\": 0, "
@@ -515,15 +694,15 @@ static uint32_t number(char **words, int index, uint32_t most)
 static void usage(void)
 {
 	fputs("usage: loadgen [-a ADDR] [-n ANAME] [-V VERSION] [-f FILE] [-m MSIZE] [-k] [-t SECONDS] [-w SECONDS]\n"
-	      "               [-p PID] getattr TAGS | serial | orc TAGS | read SIZE TAGS | write SIZE TAGS |\n"
-	      "               conns N | idle N WARM\n", stderr);
+	      "               [-p PID]... [-i DIR] [-T DIR -S NAME] getattr TAGS | serial | orc TAGS | read SIZE TAGS |\n"
+	      "               write SIZE TAGS | conns N | idle N WARM | shakes N | attach\n", stderr);
 	exit(2);
 }
 
 static void parse(int argc, char **argv)
 {
 	int letter;
-	while ((letter = getopt(argc, argv, "+a:n:V:f:m:kt:w:p:")) != -1) {
+	while ((letter = getopt(argc, argv, "+a:n:V:f:m:kt:w:p:i:T:S:")) != -1) {
 		switch (letter) {
 		case 'a': opt.addr = optarg; break;
 		case 'n': opt.aname = optarg; break;
@@ -533,7 +712,14 @@ static void parse(int argc, char **argv)
 		case 'k': opt.marked = true; break;
 		case 't': opt.seconds = atof(optarg); break;
 		case 'w': opt.warm_up = atof(optarg); break;
-		case 'p': opt.pid = atol(optarg); break;
+		case 'i': opt.identity = optarg; break;
+		case 'T': opt.token = optarg; break;
+		case 'S': opt.server = optarg; break;
+		case 'p':
+			if (opt.pid_count == MAX_PIDS)
+				usage();
+			opt.pids[opt.pid_count++] = atol(optarg);
+			break;
 		default: usage();
 		}
 	}
@@ -557,6 +743,11 @@ static void parse(int argc, char **argv)
 		work = IDLE;
 		opt.conns = number(words, 1, 100000);
 		opt.warm_conns = number(words, 2, 100000);
+	} else if (!strcmp(words[0], "shakes")) {
+		work = SHAKES;
+		opt.conns = number(words, 1, MAX_TAGS);
+	} else if (!strcmp(words[0], "attach")) {
+		work = ATTACH;
 	} else if (strcmp(words[0], "serial")) {
 		usage();
 	}
@@ -571,9 +762,27 @@ static void parse(int argc, char **argv)
 	opt.walk_length = (uint32_t)(p - opt.walk_names);
 }
 
+/* Ready what TLS needs, or say that this program has none. */
+static void prepare_tls(void)
+{
+	bool secure = !strncmp(opt.addr, "tls!", 4);
+	if (secure != !!opt.identity || !opt.token != !opt.server || (opt.token && !secure))
+		errx(2, "tls!HOST!PORT needs -i DIR, and nothing else does; -T DIR and -S NAME go together, with it");
+#ifdef WITH_TLS
+	if (secure)
+		tls_identity(opt.identity);
+	if (opt.token)
+		token_load(opt.token, opt.server);
+#else
+	if (secure)
+		errx(2, "%s: this program was compiled without TLS", opt.addr);
+#endif
+}
+
 int main(int argc, char **argv)
 {
 	parse(argc, argv);
+	prepare_tls();
 	struct rlimit files;
 	getrlimit(RLIMIT_NOFILE, &files);
 	files.rlim_cur = files.rlim_max;
@@ -592,6 +801,10 @@ int main(int argc, char **argv)
 	}
 	if (work == IDLE) {
 		measure_idle(conns);
+		return 0;
+	}
+	if (work == SHAKES || work == ATTACH) {
+		measure_repeated(conns);
 		return 0;
 	}
 	for (uint32_t i = 0; i < opt.conns; i++)

@@ -95,14 +95,15 @@ static int dial(const char *addr)
 	char text[256];
 	int fd = -1;
 	snprintf(text, sizeof text, "%s", addr);
-	char *kind = strtok(text, "!"), *host = strtok(NULL, "!"), *port = strtok(NULL, "!");
+	char *rest, *kind = strtok_r(text, "!", &rest), *host = strtok_r(NULL, "!", &rest);
+	char *port = strtok_r(NULL, "!", &rest);
 	if (kind && host && !port && !strcmp(kind, "unix")) {
 		struct sockaddr_un to = { .sun_family = AF_UNIX };
 		snprintf(to.sun_path, sizeof to.sun_path, "%s", host);
 		fd = socket(AF_UNIX, SOCK_STREAM, 0);
 		if (fd < 0 || connect(fd, (struct sockaddr *)&to, sizeof to))
 			errx(1, "%s: %s", addr, strerror(errno));
-	} else if (kind && host && port && !strcmp(kind, "tcp")) {
+	} else if (kind && host && port && (!strcmp(kind, "tcp") || !strcmp(kind, "tls"))) {
 		struct addrinfo want = { .ai_socktype = SOCK_STREAM }, *to;
 		int bad = getaddrinfo(host, port, &want, &to), on = 1;
 		if (bad)
@@ -113,7 +114,7 @@ static int dial(const char *addr)
 		freeaddrinfo(to);
 		setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 	} else {
-		errx(1, "%s: want tcp!HOST!PORT or unix!PATH", addr);
+		errx(1, "%s: want tcp!HOST!PORT, tls!HOST!PORT or unix!PATH", addr);
 	}
 	return fd;
 }

@@ -1,6 +1,6 @@
 """The programs of a benchmark: built, started, waited for, ended.
 
-    build()                     compile loadgen and canned into .cache/bench/
+    build(secure)               compile loadgen and canned into .cache/bench/, and loadgen-tls
     marked_file(path, size)     the file that is read: every 4 KiB begins with its offset
     SERVERS[name](room)         the command line of a server over `room.data`
     Running(name, room)         that server, up and listening, as a context
@@ -9,6 +9,10 @@
 Servers: `diod` is Debian's, with SIGPIPE ignored because it dies of it when a
 client drops. `warren` is ours, with policy, trace and audit on. `canned` serves
 no files: it shows what the load generator itself can do.
+
+Under mutual TLS 1.3, with the identities of `hive`: `warren-tls` is ours,
+`warren-token` the same, but every client shows a token and has its rights by
+nothing else. `diod-tls` and `canned-tls` are those behind Debian's stunnel.
 """
 
 from __future__ import annotations
@@ -24,9 +28,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from . import hive
 
 HERE = Path(__file__).parent
 CACHE = HERE.parent.parent / ".cache" / "bench"
@@ -43,19 +50,24 @@ class BenchError(Exception):
     """The measurement could not be made; says what to do about it."""
 
 
-def build() -> Path:
-    """Compile what is older than its sources; return the folder of the programs."""
+def build(secure: bool = False) -> Path:
+    """Compile what is older than its sources; return the folder of the programs. TLS only if it is wanted."""
     CACHE.mkdir(parents=True, exist_ok=True)
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise BenchError("no C compiler: apt-get install gcc libc6-dev")
-    headers = list(HERE.glob("*.h"))
-    for source in HERE.glob("*.c"):
-        program = CACHE / source.stem
-        newest = max(path.stat().st_mtime for path in [source, *headers])
+    programs = {"canned": ["canned.c"], "loadgen": ["loadgen.c"]}
+    if secure:
+        programs["loadgen-tls"] = ["-DWITH_TLS", "loadgen.c", "-lssl", "-lcrypto"]
+    newest = max(path.stat().st_mtime for path in HERE.glob("*.[ch]"))
+    for name, words in programs.items():
+        program = CACHE / name
         if not program.exists() or program.stat().st_mtime < newest:
             fresh = program.with_suffix(f".{os.getpid()}")
-            subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", fresh, source], check=True)
+            command = [compiler, "-O2", "-Wall", "-Wextra", "-pthread", "-o", fresh, *words]
+            if subprocess.run(command, cwd=HERE, check=False).returncode:
+                also = ", or apt-get install libssl-dev" if secure else ""
+                raise BenchError(f"{name} does not compile: see above{also}")
             fresh.replace(program)  # at once, under the feet of a run beside this one
     return CACHE
 
@@ -74,9 +86,9 @@ class Room:
     kept: Path
 
     @classmethod
-    def make(cls, where: Path | None = None) -> Self:
+    def make(cls, where: Path | None = None, secure: bool = False) -> Self:
         """Data in memory where possible, so that no disk is measured; audit on a real disk, as in life."""
-        build()
+        build(secure)
         if where is None and shutil.disk_usage("/dev/shm").free > 8 * FILE_SIZE:
             where = Path("/dev/shm")
         room = cls(
@@ -84,7 +96,13 @@ class Room:
             kept=Path(tempfile.mkdtemp(prefix="kept-", dir=CACHE)),
         )
         marked_file(room.data / FILE)
+        if secure:
+            hive.make(room.hive)
         return room
+
+    @property
+    def hive(self) -> Path:
+        return self.kept / "hive"
 
     def remove(self) -> None:
         shutil.rmtree(self.data)
@@ -116,17 +134,67 @@ def diod(room: Room, port: int) -> list[str]:
 
 def warren_arguments(room: Room, port: int) -> list[str]:
     """What follows the word `warren`: everything a served directory has switched on."""
-    return [
-        "serve", "disk", str(room.data), "--listen", f"tcp!127.0.0.1!{port}",
-        "--allow", "any read,write,create,remove,ctl /**", "--audit", str(room.kept / f"audit-{port}"),
-    ]  # fmt: skip
+    return [*_disk(room, port), "--listen", f"tcp!127.0.0.1!{port}", "--allow", f"any {hive.ALLOWED}"]
 
 
-def warren(room: Room, port: int) -> list[str]:
+def secure_arguments(room: Room, port: int, subject: str = hive.CLIENT) -> list[str]:
+    """The same under mutual TLS."""
+    listen = ["--listen", f"tls!127.0.0.1!{port}", "--id", str(room.hive / "server")]
+    return [*_disk(room, port), *listen, "--allow", f"{subject} {hive.ALLOWED}"]
+
+
+def _disk(room: Room, port: int) -> list[str]:
+    return ["serve", "disk", str(room.data), "--audit", str(room.kept / f"audit-{port}")]
+
+
+def _program() -> str:
     program = Path(sys.executable).with_name("warren")
     if not program.exists():
         raise BenchError(f"{program} does not exist: make setup")
-    return [str(program), *warren_arguments(room, port)]
+    return str(program)
+
+
+def warren(room: Room, port: int) -> list[str]:
+    return [_program(), *warren_arguments(room, port)]
+
+
+def warren_tls(room: Room, port: int) -> list[str]:
+    return [_program(), *secure_arguments(room, port)]
+
+
+def warren_token(room: Room, port: int) -> list[str]:
+    """The policy knows nobody who asks here."""
+    return [_program(), *secure_arguments(room, port, f"spiffe://{hive.HIVE}/user/nobody")]
+
+
+def stunnel(room: Room, port: int, behind: int) -> list[str]:
+    """Mutual TLS 1.3 in front of what listens on the port BEHIND. It resumes no session, as we do not."""
+    program = shutil.which("stunnel", path=os.environ.get("PATH", "") + ":/usr/bin")
+    if program is None:
+        raise BenchError("no stunnel to compare with: apt-get install stunnel4")
+    me = room.hive / "server"
+    settings = f"""
+foreground = yes
+pid =
+syslog = no
+debug = err
+socket = l:TCP_NODELAY=1
+socket = r:TCP_NODELAY=1
+[bench]
+accept = 127.0.0.1:{port}
+connect = 127.0.0.1:{behind}
+cert = {me / "cert.pem"}
+key = {me / "key.pem"}
+CAfile = {me / "ca.pem"}
+verifyChain = yes
+requireCert = yes
+sslVersion = TLSv1.3
+options = NO_TICKET
+sessionResume = no
+"""
+    path = room.kept / f"stunnel-{port}.conf"
+    path.write_text(settings.lstrip())
+    return [program, str(path)]
 
 
 def canned(room: Room, port: int) -> list[str]:
@@ -134,6 +202,8 @@ def canned(room: Room, port: int) -> list[str]:
 
 
 SERVERS: dict[str, Command] = {"diod": diod, "warren": warren, "canned": canned}
+SECURE: dict[str, Command] = {"warren-tls": warren_tls, "warren-token": warren_token}
+BEHIND = {"diod-tls": "diod", "canned-tls": "canned"}
 
 
 class Running:
@@ -143,13 +213,20 @@ class Running:
         self.name = name
         self.room = room
         self.port = free_port()
-        self.command = (command or SERVERS[name])(room, self.port)
-        self.aname = str(room.data) if name == "diod" else ""
+        self.behind: Running | None = None
+        if name in BEHIND:
+            self.behind = Running(BEHIND[name], room)
+            command = partial(stunnel, behind=self.behind.port)
+        self.command = (command or (SERVERS | SECURE)[name])(room, self.port)
+        self.aname = str(room.data) if name in ("diod", "diod-tls") else ""
+        self.secure = name in SECURE or name in BEHIND
 
     def __enter__(self) -> Self:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         self.said = (self.room.kept / f"{self.name}-{self.port}.out").open("w+")
+        if self.behind is not None:
+            self.behind.__enter__()
         # Python ignores SIGPIPE; restore_signals=False hands that on.
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.DEVNULL, stdout=self.said, stderr=self.said, restore_signals=False
@@ -186,6 +263,12 @@ class Running:
             self.process.kill()
             self.process.wait()
         self.said.close()
+        if self.behind is not None:
+            self.behind._end()
+
+    @property
+    def pids(self) -> list[int]:
+        return [self.process.pid, *(self.behind.pids if self.behind is not None else ())]
 
     def last_words(self) -> str:
         state = self.process.poll()
@@ -194,11 +277,17 @@ class Running:
 
     def load(self, scenario: Sequence[str], seconds: float, version: str = "9P2000.L") -> dict[str, Any]:
         """Run one scenario of loadgen and return its figures."""
+        words = ["-k", "-n", self.aname, "-V", version, "-f", FILE, "-t", str(seconds)]
+        for pid in self.pids:
+            words += ["-p", str(pid)]
+        program, kind = CACHE / "loadgen", "tcp"
+        if self.secure:
+            program, kind = CACHE / "loadgen-tls", "tls"
+            words += ["-i", str(self.room.hive / "client")]
+        if self.name == "warren-token":
+            words += ["-T", str(self.room.hive / "token"), "-S", hive.SERVER]
         run = subprocess.run(
-            [
-                CACHE / "loadgen", "-k", "-a", f"tcp!127.0.0.1!{self.port}", "-n", self.aname, "-V", version,
-                "-f", FILE, "-t", str(seconds), "-p", str(self.process.pid), *scenario,
-            ],
+            [program, *words, "-a", f"{kind}!127.0.0.1!{self.port}", *scenario],
             capture_output=True, text=True, timeout=seconds + 60, check=False,
         )  # fmt: skip
         if run.returncode or self.process.poll() is not None:

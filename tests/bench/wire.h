@@ -11,7 +11,7 @@
 
 enum {
 	Rlerror = 7, Tlopen = 12, Tgetattr = 24,
-	Tversion = 100, Tattach = 104, Rerror = 107, Twalk = 110, Topen = 112,
+	Tversion = 100, Tauth = 102, Tattach = 104, Rerror = 107, Twalk = 110, Topen = 112,
 	Tread = 116, Twrite = 118, Tclunk = 120, Tstat = 124,
 };
 

@@ -23,18 +23,21 @@ class Freshness:
         self.live = False
         self.seq = 0
 
+    def alive(self) -> None:
+        """The authority answered, whatever it said."""
+        self._heard = self._now()
+
     def heard(self, seq: int) -> None:
         """The watch stands, and this is the newest number."""
         self.live, self.seq, self._heard = True, seq, self._now()
 
     def lost(self) -> None:
-        """The watch broke; from now on the seconds count."""
-        if self.live:
-            self.live, self._heard = False, self._now()
+        """The watch broke. The seconds count from the last answer on, not from when we noticed."""
+        self.live = False
 
     @property
     def stale(self) -> bool:
-        return not self.live and self._now() - self._heard > STALE
+        return self._now() - self._heard > STALE
 
     def __str__(self) -> str:
         return f"revocation={'stale' if self.stale else 'fresh'} seq={self.seq}"

@@ -2,8 +2,10 @@
 
 The dialler states whom it expects, and hangs up on anybody else before a byte of 9P is said. What a
 server thinks of *our* certificate is learnt only after the handshake, for so TLS 1.3 is: from an alert
-that the first read finds, or that waits behind a write that failed. `Barred` then says so in words. An identity that has a token shows it here, and only here: to show one is to sign the
-server's name, which nothing but TLS has proved.
+that the first read finds, or that waits behind a write that failed. `Barred` then says so in words.
+
+An identity that has a token shows it here, and only here: to show one is to sign the server's name, which
+nothing but TLS has proved.
 """
 
 from __future__ import annotations

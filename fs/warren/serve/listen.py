@@ -171,7 +171,7 @@ async def _accept(reactor: Reactor, export: Export, listener: socket.socket, gat
             export.refused_connection(why)
             sock.close()
         else:
-            reactor.add_secure(sock, export, gate)
+            reactor.add_secure(sock, export, gate, str(peer[0]))
 
 
 def peer_subject(sock: socket.socket) -> str:

@@ -48,10 +48,14 @@ class Reactor:
         peer.begin(subject)
         self.join(peer)
 
-    def add_secure(self, sock: socket.socket, export: Export, gate: Gate) -> None:
-        """Serve a connected socket under TLS, if GATE lets its peer in."""
+    def add_secure(self, sock: socket.socket, export: Export, gate: Gate, address: str) -> None:
+        """Serve a connected socket under TLS, if GATE lets its peer, who is at ADDRESS, in."""
         sock.setblocking(False)
-        self.join(SecurePeer(self, sock, export, gate))
+        try:
+            self.join(SecurePeer(self, sock, export, gate, address))
+        except (OSError, ValueError) as e:  # it hung up before we came, and TLS wants a living socket
+            sock.close()
+            export.refused_connection(f"a connection from {address} was gone at once: {e}")
 
     def join(self, peer: Peer) -> None:
         """Look after a peer from now on."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _RECORD: Final = 16384
 _RECORDS: Final = 16  # taken in one turn of a connection
 _HANDSHAKES: Final = 256  # under way at once
+_EACH: Final = 64  # of them, of one address
+_PATIENCE: Final = 10.0  # seconds for a handshake
 _FAILURES: Final = 32  # of one address, after which it waits
 _PENALTY: Final = 10.0
 _ADDRESSES: Final = 4096
@@ -42,19 +44,27 @@ class Gate:
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
-        self.shaking = 0
+        self.shaking: Counter[str] = Counter()  # handshakes under way, by address
         self.refused: dict[str, int] = {}
         self.recheck: Callable[[], None] = lambda: None  # set by the listener: end who is revoked, now
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def turned_away(self, address: str) -> str:
         """Why a new connection from ADDRESS is not even shaken hands with, or nothing."""
-        if self.shaking >= _HANDSHAKES:
-            return f"{self.shaking} handshakes are under way, the limit"
+        if (under_way := self.shaking.total()) >= _HANDSHAKES:
+            return f"{under_way} handshakes are under way, the limit"
+        if self.shaking[address] >= _EACH:
+            return f"{_EACH} handshakes of {address} are under way, the limit of one address"
         count, until = self._failures.get(address, (0, 0.0))
         if count >= _FAILURES and time.monotonic() < until:
             return f"{count} handshakes from {address} have failed"
         return ""
+
+    def done(self, address: str) -> None:
+        """A handshake is over, however it ended."""
+        self.shaking[address] -= 1
+        if not self.shaking[address]:
+            del self.shaking[address]
 
     def failed(self, address: str, reason: str) -> None:
         """A handshake was refused."""
@@ -72,8 +82,10 @@ class SecurePeer(Peer):
     __slots__ = ("address", "gate", "lists", "shaken", "who")
     sock: ssl.SSLSocket
 
-    def __init__(self, reactor: Reactor, sock: socket.socket, export: Export, gate: Gate) -> None:
-        self.address = str(sock.getpeername()[0])
+    def __init__(
+        self, reactor: Reactor, sock: socket.socket, export: Export, gate: Gate, address: str
+    ) -> None:
+        self.address = address  # not asked of the socket: whoever has hung up since has none
         context = gate.identity.server_context()
         secure = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
         super().__init__(reactor, secure, export)
@@ -81,7 +93,7 @@ class SecurePeer(Peer):
         self.shaken = False
         self.who: tls.Peer | None = None
         self.lists = gate.identity.lists  # the revocation lists that this peer was last held against
-        gate.shaking += 1
+        gate.shaking[address] += 1
 
     def receive(self, into: memoryview) -> int:
         """Several records at a time: each costs a call, and a large frame has many."""
@@ -141,7 +153,7 @@ class SecurePeer(Peer):
             self._refuse(e)
         else:
             self.shaken = True
-            self.gate.shaking -= 1
+            self.gate.done(self.address)
             self.begin(self.who.uri)
             self._wait_for(READ)
             self.readable()  # the first request often comes with the end of the handshake
@@ -161,7 +173,7 @@ class SecurePeer(Peer):
 
     def sweep(self, now: float) -> None:
         if not self.shaken:
-            if now - self.since > self.export.limits.patience:
+            if now - self.since > min(_PATIENCE, self.export.limits.patience):
                 self._refuse(TimeoutError())
             return
         assert self.who is not None
@@ -181,4 +193,4 @@ class SecurePeer(Peer):
         if self.shaken:
             super().ended(why)
         else:
-            self.gate.shaking -= 1
+            self.gate.done(self.address)

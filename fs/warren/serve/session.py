@@ -64,6 +64,8 @@ class Session:
             self.at = "-"
             raise Refused(400, f"fid {number} is not in use", errno=9)
         self.at = f.place.path
+        if isinstance(f.handle, Presentation):
+            raise Refused(400, "an afid is read, written, attached with and let go, and no more", errno=9)
         if f.seq != self.export.seq:
             self.decide(f)
         return f
@@ -77,9 +79,6 @@ class Session:
 
     def decide(self, f: Fid) -> None:
         """Decide a fid's rights anew; one that lost the right to what it has open reads 403."""
-        if isinstance(f.handle, Presentation):
-            f.seq = self.export.seq
-            return
         f.allowed = self.grants.at(f.place.path)
         if not f.allowed.mask & WALK:
             raise Refused(403, "this was allowed and is no longer")
@@ -103,6 +102,8 @@ class Session:
                 except Refused:
                     for parked in list(f.parked):
                         parked.cancel("revoked")
+            if isinstance(f.handle, Presentation):
+                f.seq = self.export.seq  # nothing about it was decided
             if f.locked and not self.grants.at(f.place.path).mask & WRITE:
                 self.unlock(f)
 
@@ -127,6 +128,8 @@ class Session:
 
     def end(self, why: str) -> None:
         """This session may do nothing any more; whoever drives its connection closes it."""
+        if not self.ended:
+            self.export.audit.note(Event(self.number, self.subject, "token", "-", why), 401)
         self.ended = self.ended or why
         self.grants = Grants(())
         for f in self.fids.values():
@@ -148,6 +151,8 @@ class Session:
         """
         seen: set[int] = set()
         for f in self.fids.values():
+            if isinstance(f.handle, Presentation):
+                continue
             f.seq = 0  # decided anew at its next use
             place: Place | None = f.place
             while place is not None and id(place) not in seen:
@@ -290,6 +295,7 @@ class Session:
         if self.token is not None:
             self.subject, self.token, self.expires = self.token.presenter, None, math.inf
             self.grants = self.export.grants(self.subject)
+        self.attached = False
         fids, self.fids = self.fids, {}
         for f in fids.values():
             if f.on_clunk == "remove":

@@ -25,13 +25,15 @@ from warren.auth.token import Issuer, Limits, Verified, recheck, verify
 from warren.p9.fields import QTAUTH, Qid
 from warren.p9.messages import Message, Tattach, Tauth, Tread, Twrite
 from warren.serve.fid import Fid, Place
-from warren.tree import Bytes, Handle, Maybe, Node, Refused
+from warren.traces.audit import Event
+from warren.tree import Attr, Bytes, Handle, Maybe, Node, Refused
 
 if TYPE_CHECKING:
     from warren.auth.rights import Policy
     from warren.serve.session import Reply, Session
 
 MAX_CHAIN = 4096
+MAX_OPEN = 8
 _WHY = {"revoked": 401, "expired": 401, "size": 413}
 
 
@@ -98,6 +100,9 @@ class _AuthFile(Node):
 
     qtype = QTAUTH
 
+    def attr(self) -> Maybe[Attr]:
+        raise Refused(400, "an afid is no file of the tree", errno=9)
+
 
 class Presentation(Handle):
     """An afid: the nonce out, chain and proof in."""
@@ -124,6 +129,8 @@ def tauth(s: Session, m: Tauth) -> Reply:
     if s.export.verifier is None:
         raise Refused(404, "authentication not required")
     s.unused(m.afid)
+    if sum(isinstance(f.handle, Presentation) for f in s.fids.values()) >= MAX_OPEN:
+        raise Refused(429, f"{MAX_OPEN} afids are open; let one go first", errno=24)
     f = Fid(Place(_AuthFile(), "-", None, "-"), NOTHING, s.export.seq)
     f.handle, f.reads, f.writes = Presentation(), True, True
     s.fids[m.afid] = f
@@ -141,17 +148,20 @@ def present(s: Session, m: Tattach) -> None:
     if handle.used:
         raise Refused(401, "the nonce was used; open another with Tauth", reason="token_proof")
     handle.used = True
-    if any(not isinstance(other.handle, Presentation) for other in s.fids.values()):
+    if s.attached:
         raise Refused(409, "this connection's authority is settled: present a token at its first attach")
     chain, proof = bytes(handle.said[:-PROOF_BYTES]), bytes(handle.said[-PROOF_BYTES:])
     try:
         verified = verifier.first(chain, proof, handle.nonce, s.subject, s.export.policy)
         metered = verifier.meters.of(verified.meters, verifier.now())
     except Invalid as e:
+        s.export.audit.note(Event(s.number, s.subject, "token", "-", f"token_{e}", m.trace), 401)
         raise refusal(e) from None
     except NoRoom:
         raise Refused(503, "this server counts as many tokens as it can", retry_after=60) from None
     s.hold(Held(chain, s.subject, verified, metered))
+    shown = f"block={verified.blocks[-1].hex()} exp={verified.expires}"
+    s.export.audit.note(Event(s.number, s.subject, "token", "-", shown, m.trace), 0)
 
 
 def refusal(e: Invalid) -> Refused:

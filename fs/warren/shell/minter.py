@@ -56,7 +56,7 @@ def _rows(given: list[str]) -> list[Row]:
     from warren.auth.rights import DELEGATE, BadRow, parse_grant
 
     if not given:
-        raise Usage("warren ca minter: what may it mint? Say --allow 'RIGHTS PATTERN', such as 'read /pub/**'")
+        raise Usage("warren ca minter: what may it mint? Say --allow 'RIGHTS PATTERN', as 'read /pub/**'")
     try:
         rows = [parse_grant(text) for text in given]
     except BadRow as e:

@@ -91,6 +91,7 @@ class Watch:
             try:
                 with trio.fail_after(ALIVE):
                     await files.stat("/revseq")
+                self.freshness.alive()
             except (OSError, trio.TooSlowError):
                 scope.cancel()
 
