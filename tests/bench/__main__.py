@@ -7,10 +7,12 @@
 Both servers serve the same directory over TCP on 127.0.0.1, ours with policy,
 trace and audit on. For each scenario they are loaded in turn, A B A B …, and
 the best round of each counts: what disturbs a round only ever slows it. The
-ratio is ours over diod's, and is judged:
+ratio is ours over diod's. It is judged, or where a unit stands by its bar our
+figure itself:
 
-    defect    below the floor, or a reply was wrong
-    between   above the floor, below the aim
+    defect    worse than the floor, behind diod where that is a bar too, or a
+              reply was wrong
+    between   as good as the floor, not as the aim
     aim met
 
 Scenarios (`--only` takes their names):
@@ -25,6 +27,23 @@ Scenarios (`--only` takes their names):
     idle          resident memory for each of 500 attached, idle connections,
                   after 50 others; a fresh server each round; judged in KiB
 
+Under mutual TLS 1.3, beside diod behind Debian's stunnel, with one cipher suite
+and one set of certificates:
+
+    tls-getattr-32     as above, 32 outstanding on one connection
+    tls-read-64Kx8     as above
+    tls-read-1Mx4      sequential reads of 1 MiB, or less, 4 outstanding
+    tls-handshakes     connect, handshake in full, version, attach, hang up;
+                       one after the other
+    tls-handshakes-8   the same, 8 at once
+
+Beside ourselves under TLS, what a token costs:
+
+    token-attach       attach on a connection that is there; with a token that is
+                       Tauth, nonce, proof, Tattach. The median, judged in us
+    token-getattr-32   getattr, by the rights of a token and by those of a policy
+    token-read-64Kx8   reads, likewise
+
 Every client asks for an msize of 1 MiB; a server that grants less is measured
 with what it grants, less the 24 bytes that v9fs keeps for the header. diod
 grants 64 KiB. The data lies in /dev/shm when there is room, else under
@@ -33,7 +52,9 @@ grants 64 KiB. The data lies in /dev/shm when there is room, else under
 `--detail` adds latencies and the server's CPU time for an operation.
 `--ceiling` adds what the generator reaches against a server that does no work.
 `--subject` and `--against` choose the two sides among diod, warren and canned:
-`--subject diod` shows the noise of the machine. `--json` keeps every figure of
+`--subject diod` shows the noise of the machine. Under TLS the sides are those
+two behind stunnel, or ours under TLS; what a token costs has its own sides.
+`--json` keeps every figure of
 every round with a description of the machine.
 
 Exit status: 0 every floor is met, 1 one is missed, 2 not measured.
@@ -46,12 +67,14 @@ import json
 import os
 import platform
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +91,24 @@ class Scenario:
     unit: str
     floor: float
     aim: float
+    judged: str = "ratio"  # or by our figure itself: a "cost", the less the better, or a "rate"
+    ahead: bool = False  # to be behind the other side is a defect, whatever the figure
+    sides: str = "plain"  # or "tls", or "token"
 
     @property
     def idle(self) -> bool:
         return self.figure == "kib_per_connection"
+
+    @property
+    def cost(self) -> bool:
+        return self.judged == "cost"
+
+    def named(self, options: argparse.Namespace) -> tuple[str, str]:
+        """The servers that are compared."""
+        if self.sides == "token":
+            return "warren-tls", "warren-token"
+        suffix = "" if self.sides == "plain" else "-tls"
+        return f"{options.against}{suffix}", f"{options.subject}{suffix}"
 
 
 SCENARIOS = (
@@ -82,7 +119,15 @@ SCENARIOS = (
     Scenario("write-1Mx1", ("write", "1M", "1"), "mb_per_s", "MB/s", 0.8, 1.1),
     Scenario("write-1Mx4", ("write", "1M", "4"), "mb_per_s", "MB/s", 0.8, 1.1),
     Scenario("conns-100", ("conns", "100"), "ops_per_s", "op/s", 0.4, 0.9),
-    Scenario("idle", ("idle", "500", "50"), "kib_per_connection", "KiB", 100, 20),
+    Scenario("idle", ("idle", "500", "50"), "kib_per_connection", "KiB", 100, 20, "cost"),
+    Scenario("tls-getattr-32", ("getattr", "32"), "ops_per_s", "op/s", 60e3, 100e3, "rate", True, "tls"),
+    Scenario("tls-read-64Kx8", ("read", "64K", "8"), "mb_per_s", "MB/s", 300, 600, "rate", True, "tls"),
+    Scenario("tls-read-1Mx4", ("read", "1M", "4"), "mb_per_s", "MB/s", 300, 600, "rate", True, "tls"),
+    Scenario("tls-handshakes", ("shakes", "1"), "ops_per_s", "op/s", 200, 200, "rate", sides="tls"),
+    Scenario("tls-handshakes-8", ("shakes", "8"), "ops_per_s", "op/s", 200, 200, "rate", sides="tls"),
+    Scenario("token-attach", ("attach",), "p50_us", "us", 1000, 1000, "cost", sides="token"),
+    Scenario("token-getattr-32", ("getattr", "32"), "ops_per_s", "op/s", 0.9, 0.97, sides="token"),
+    Scenario("token-read-64Kx8", ("read", "64K", "8"), "mb_per_s", "MB/s", 0.9, 0.97, sides="token"),
 )
 
 
@@ -98,7 +143,7 @@ class Result:
     def best(self, rounds: list[Figures]) -> Figures:
         """The best round without an error; the best of all if each had one."""
         clean = [figures for figures in rounds if not figures["errors"]] or rounds
-        best_of = min if self.scenario.idle else max
+        best_of = min if self.scenario.cost else max
         return best_of(clean, key=lambda figures: float(figures[self.scenario.figure]))
 
     def value(self, rounds: list[Figures]) -> float:
@@ -116,10 +161,10 @@ class Result:
     @property
     def verdict(self) -> str:
         scenario = self.scenario
-        # A cost is judged by itself and should be small, a ratio should be large.
-        sign = -1 if scenario.idle else 1
-        value = self.value(self.subject) if scenario.idle else self.ratio
-        if self.errors or not sign * value >= sign * scenario.floor:
+        sign = -1 if scenario.cost else 1
+        value = self.ratio if scenario.judged == "ratio" else self.value(self.subject)
+        behind = scenario.ahead and not self.ratio > 1
+        if self.errors or behind or not sign * value >= sign * scenario.floor:
             return "defect"
         return "aim met" if sign * value >= sign * scenario.aim else "between"
 
@@ -145,9 +190,9 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
-def heading(options: argparse.Namespace) -> str:
-    line = f"{'scenario':<12}{'unit':>6}{options.against:>12}{options.subject:>12}"
-    line += f"{'ratio':>8}{'floor':>8}{'aim':>7}  {'verdict':<8}"
+def heading(sides: tuple[str, str], options: argparse.Namespace) -> str:
+    line = f"{'scenario':<17}{'unit':>5}{sides[0]:>13}{sides[1]:>13}"
+    line += f"{'ratio':>8}{'floor':>8}{'aim':>8}  {'verdict':<8}"
     if options.ceiling:
         line += f"{'ceiling':>12}"
     if options.detail:
@@ -155,19 +200,22 @@ def heading(options: argparse.Namespace) -> str:
     return line
 
 
+def bar(value: float, scenario: Scenario) -> str:
+    return f"{value:g}x" if scenario.judged == "ratio" else f"{value:,.0f}"
+
+
 def row(result: Result, options: argparse.Namespace) -> str:
     scenario = result.scenario
-    times = "" if scenario.idle else "x"
     line = (
-        f"{scenario.name:<12}{scenario.unit:>6}{number(result.value(result.against)):>12}"
-        f"{number(result.value(result.subject)):>12}{f'{result.ratio:.2f}':>8}"
-        f"{f'{scenario.floor:g}{times}':>8}{f'{scenario.aim:g}{times}':>7}  {result.verdict:<8}"
+        f"{scenario.name:<17}{scenario.unit:>5}{number(result.value(result.against)):>13}"
+        f"{number(result.value(result.subject)):>13}{f'{result.ratio:.2f}':>8}"
+        f"{bar(scenario.floor, scenario):>8}{bar(scenario.aim, scenario):>8}  {result.verdict:<8}"
     )
     if options.ceiling:
         line += f"{number(float(result.ceiling[scenario.figure])) if result.ceiling else '':>12}"
     if options.detail and not scenario.idle:
-        line += f"   {options.against} {detail(result.best(result.against))}"
-        line += f", {options.subject} {detail(result.best(result.subject))}"
+        rounds = zip(scenario.named(options), (result.against, result.subject), strict=True)
+        line += "   " + ", ".join(f"{name} {detail(result.best(figures))}" for name, figures in rounds)
     return "\n".join([line, *(f"    wrong reply: {error}" for error in sorted(set(result.errors)))])
 
 
@@ -196,7 +244,9 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "trio": metadata.version("trio"),
+        "openssl": ssl.OPENSSL_VERSION,
         "diod": package_version("diod"),
+        "stunnel": package_version("stunnel4"),
     }
 
 
@@ -204,10 +254,10 @@ def report(results: Sequence[Result], options: argparse.Namespace) -> dict[str, 
     return {
         "machine": machine(),
         "settings": {"rounds": options.rounds, "seconds": options.seconds, "dir": str(options.dir or "")},
-        "sides": {"against": options.against, "subject": options.subject},
         "scenarios": [
             asdict(result)
             | {
+                "sides": result.scenario.named(options),
                 "best": {"against": result.value(result.against), "subject": result.value(result.subject)},
                 "ratio": result.ratio,
                 "verdict": result.verdict,
@@ -218,15 +268,19 @@ def report(results: Sequence[Result], options: argparse.Namespace) -> dict[str, 
 
 
 def run(scenarios: Sequence[Scenario], options: argparse.Namespace) -> Iterator[Result]:
+    """Scenarios with the same sides share their servers, one after another."""
     with ExitStack() as stack:
-        room = stack.enter_context(Room.make(options.dir))
-        sides = [stack.enter_context(Running(name, room)) for name in (options.against, options.subject)]
+        secure = any(scenario.sides != "plain" for scenario in scenarios)
+        room = stack.enter_context(Room.make(options.dir, secure))
         idle_server = stack.enter_context(Running("canned", room)) if options.ceiling else None
-        for scenario in scenarios:
-            result = measure(scenario, room, sides, options.rounds, options.seconds)
-            if idle_server and not scenario.idle:
-                result.ceiling = idle_server.load(scenario.load, options.seconds)
-            yield result
+        for names, group in groupby(scenarios, lambda scenario: scenario.named(options)):
+            with ExitStack() as both:
+                sides = [both.enter_context(Running(name, room)) for name in names]
+                for scenario in group:
+                    result = measure(scenario, room, sides, options.rounds, options.seconds)
+                    if idle_server and not scenario.idle and scenario.sides == "plain":
+                        result.ceiling = idle_server.load(scenario.load, options.seconds)
+                    yield result
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[Scenario]]:
@@ -257,8 +311,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, scenarios = parse(arguments)
     results: list[Result] = []
     try:
-        print(heading(options), flush=True)
+        sides = None
         for result in run(scenarios, options):
+            if sides != (sides := result.scenario.named(options)):
+                print(heading(sides, options), flush=True)
             print(row(result, options), flush=True)
             results.append(result)
     except BenchError as error:

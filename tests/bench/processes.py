@@ -64,7 +64,7 @@ def build(secure: bool = False) -> Path:
         program = CACHE / name
         if not program.exists() or program.stat().st_mtime < newest:
             fresh = program.with_suffix(f".{os.getpid()}")
-            command = [compiler, "-O2", "-Wall", "-Wextra", "-pthread", "-o", fresh, *words]
+            command = [compiler, "-O2", "-Wall", "-Wextra", "-pthread", "-o", str(fresh), *words]
             if subprocess.run(command, cwd=HERE, check=False).returncode:
                 also = ", or apt-get install libssl-dev" if secure else ""
                 raise BenchError(f"{name} does not compile: see above{also}")
@@ -132,39 +132,22 @@ def diod(room: Room, port: int) -> list[str]:
     ]  # fmt: skip
 
 
-def warren_arguments(room: Room, port: int) -> list[str]:
+def warren_arguments(room: Room, port: int, name: str = "warren") -> list[str]:
     """What follows the word `warren`: everything a served directory has switched on."""
-    return [*_disk(room, port), "--listen", f"tcp!127.0.0.1!{port}", "--allow", f"any {hive.ALLOWED}"]
+    served = ["serve", "disk", str(room.data), "--audit", str(room.kept / f"audit-{port}")]
+    # Where a token is all that counts, the policy knows nobody who asks.
+    who = {"warren": "any", "warren-tls": hive.CLIENT, "warren-token": f"spiffe://{hive.HIVE}/user/nobody"}
+    allow = ["--allow", f"{who[name]} {hive.ALLOWED}"]
+    if name == "warren":
+        return [*served, *allow, "--listen", f"tcp!127.0.0.1!{port}"]
+    return [*served, *allow, "--listen", f"tls!127.0.0.1!{port}", "--id", str(room.hive / "server")]
 
 
-def secure_arguments(room: Room, port: int, subject: str = hive.CLIENT) -> list[str]:
-    """The same under mutual TLS."""
-    listen = ["--listen", f"tls!127.0.0.1!{port}", "--id", str(room.hive / "server")]
-    return [*_disk(room, port), *listen, "--allow", f"{subject} {hive.ALLOWED}"]
-
-
-def _disk(room: Room, port: int) -> list[str]:
-    return ["serve", "disk", str(room.data), "--audit", str(room.kept / f"audit-{port}")]
-
-
-def _program() -> str:
+def warren(room: Room, port: int, name: str = "warren") -> list[str]:
     program = Path(sys.executable).with_name("warren")
     if not program.exists():
         raise BenchError(f"{program} does not exist: make setup")
-    return str(program)
-
-
-def warren(room: Room, port: int) -> list[str]:
-    return [_program(), *warren_arguments(room, port)]
-
-
-def warren_tls(room: Room, port: int) -> list[str]:
-    return [_program(), *secure_arguments(room, port)]
-
-
-def warren_token(room: Room, port: int) -> list[str]:
-    """The policy knows nobody who asks here."""
-    return [_program(), *secure_arguments(room, port, f"spiffe://{hive.HIVE}/user/nobody")]
+    return [str(program), *warren_arguments(room, port, name)]
 
 
 def stunnel(room: Room, port: int, behind: int) -> list[str]:
@@ -202,7 +185,7 @@ def canned(room: Room, port: int) -> list[str]:
 
 
 SERVERS: dict[str, Command] = {"diod": diod, "warren": warren, "canned": canned}
-SECURE: dict[str, Command] = {"warren-tls": warren_tls, "warren-token": warren_token}
+SECURE: dict[str, Command] = {name: partial(warren, name=name) for name in ("warren-tls", "warren-token")}
 BEHIND = {"diod-tls": "diod", "canned-tls": "canned"}
 
 

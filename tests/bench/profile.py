@@ -40,6 +40,7 @@ from .__main__ import SCENARIOS, Scenario
 from .processes import BenchError, Room, Running, warren_arguments
 
 TICK = 0.001
+OURS = {"plain": "warren", "tls": "warren-tls", "token": "warren-token"}
 Stacks = Counter[tuple[str, ...]]
 
 
@@ -129,9 +130,10 @@ def profile_inside(scenario: Scenario, how: str, seconds: float, room: Room, out
             how,
             scenario.name,
         ]
-        return [*module, *warren_arguments(room, port)]
+        return [*module, *warren_arguments(room, port, name)]
 
-    with Running("warren", room, command) as server:
+    name = OURS[scenario.sides]
+    with Running(name, room, command) as server:
         server.load(scenario.load, 0.3)
         server.process.send_signal(signal.SIGUSR1)
         figures = server.load(scenario.load, seconds)
@@ -145,7 +147,7 @@ def profile_outside(scenario: Scenario, seconds: float, room: Room, out: Path) -
     spy = shutil.which("py-spy", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
     if spy is None:
         raise BenchError("no py-spy: pip install py-spy")
-    with Running("warren", room) as server:
+    with Running(OURS[scenario.sides], room) as server:
         server.load(scenario.load, 0.3)
         pid, duration = str(server.process.pid), str(max(1, round(seconds)))
         record = [
@@ -228,7 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         serve_profiled(options.how, options.inside, options.words)
     scenario = scenarios[options.scenario]
     try:
-        with Room.make() as room:
+        with Room.make(secure=scenario.sides != "plain") as room:
             out = room.kept / "profile"
             if options.how == "py-spy":
                 figures = profile_outside(scenario, options.seconds, room, out)

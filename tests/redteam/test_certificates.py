@@ -3,6 +3,7 @@
 Whatever is refused hears at most an alert of TLS: not one byte of 9P.
 """
 
+import errno
 import socket
 import ssl
 import struct
@@ -32,15 +33,14 @@ class Quarter(Hive):
         super().__init__(top)
         self.good = self.member("user/ann")
         self.guests: dict[str, Path | None] = {"nobody": None}
-        self.guests["late"] = self.folder("user/ann", now=utc_now() - 2 * DAY, ttl=DAY)
-        self.guests["early"] = self.folder("user/ann", now=utc_now() + DAY)
         self.guests["gone"] = self.folder("user/ann")
         self.guests["old issuer"] = self.folder("user/ann")
         self.ca.revoke(self.serial(self.guests["gone"]), "keyCompromise")
         [issuer] = [c for c in self.ca.certificates() if c.kind == "issuer"]
         self.ca.rotate()
         self.good = self.member("user/ann")
-        self.server.reload()
+        self.guests["late"] = self.folder("user/ann", now=utc_now() - 2 * DAY, ttl=DAY)
+        self.guests["early"] = self.folder("user/ann", now=utc_now() + DAY)
         self.ca.revoke(issuer.serial, "keyCompromise")
         other = CA.create(top / "other", "hive.test")
         other.issue("spiffe://hive.test/user/ann", top / "o")
@@ -84,7 +84,7 @@ async def test_the_welcome_get_in(quarter: Quarter) -> None:
         assert (await wire.version()).version == DOTL
         await wire.attach()
         async with mounted(door, quarter.good) as files:
-            assert await files.read("/hello") == b"hello, world"
+            assert await files.read("/hello") == b"hello, world\n"
         assert door.reasons() == []
         assert door.gate.shaking.total() == 0
 
@@ -163,9 +163,9 @@ async def test_a_name_without_a_row_may_not_attach(quarter: Quarter) -> None:
     drone = quarter.member("role/DroneWorker/d")
     async with guarded(quarter, Demo(), ["user/* read /**"]) as door:
         wire = await door.connect(drone)
-        with pytest.raises(RefusedBy, match="403") as refused:
+        with pytest.raises(RefusedBy) as refused:
             await wire.attach()
-        assert "hello" not in str(refused.value)
+        assert refused.value.errno == errno.EACCES
         [line] = door.lines("Tattach")
         assert (line.code, line.subject) == (403, drone.uri)
 
@@ -202,7 +202,7 @@ async def test_a_flood_of_failures_is_turned_away(quarter: Quarter) -> None:
             async with mounted(door, quarter.good) as files:
                 while not done.is_set():
                     begun = trio.current_time()
-                    assert await files.read("/hello") == b"hello, world"
+                    assert await files.read("/hello") == b"hello, world\n"
                     slowest = max(slowest, trio.current_time() - begun)
 
         async with trio.open_nursery() as nursery:
@@ -212,7 +212,7 @@ async def test_a_flood_of_failures_is_turned_away(quarter: Quarter) -> None:
             turned = [await knock(door, context, source=ELSEWHERE) for _ in range(100)]
             assert {heard.raw for heard in turned} == {b""}
             async with mounted(door, quarter.good) as files:  # from another address than the flood's
-                assert await files.read("/hello") == b"hello, world"
+                assert await files.read("/hello") == b"hello, world\n"
             done.set()
         print(f"the slowest read during a flood of handshakes: {slowest * 1000:.1f} ms")
         assert slowest < 1
@@ -236,10 +236,11 @@ async def test_slow_handshakes_are_cut_off_and_keep_nobody_out(quarter: Quarter)
                 await streams[-1].send_all(first)
             except trio.BrokenResourceError:
                 pass  # turned away at once
-        while door.gate.shaking.total() < 64:
-            await trio.lowlevel.checkpoint()
+        with trio.fail_after(5):
+            while door.gate.shaking.total() < 64:
+                await trio.lowlevel.checkpoint()
         async with mounted(door, quarter.good) as files:
-            assert await files.read("/hello") == b"hello, world"
+            assert await files.read("/hello") == b"hello, world\n"
         assert any("the limit of one address" in text for text in door.errors())
         with trio.fail_after(5):
             for stream in streams:
@@ -261,5 +262,5 @@ async def test_who_hangs_up_at_once_harms_nobody(quarter: Quarter) -> None:
             sock.send(VERSION)
             sock.close()
         async with mounted(door, quarter.good) as files:
-            assert await files.read("/hello") == b"hello, world"
+            assert await files.read("/hello") == b"hello, world\n"
         assert door.gate.shaking.total() == 0

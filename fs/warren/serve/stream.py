@@ -1,6 +1,7 @@
 """Serving one trio stream: a memory stream in tests, standard input and output, a machine's channel."""
 
 import math
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -48,8 +49,11 @@ async def serve_stream(
                     deadline = math.inf
                 elif half.begun != begun:
                     begun, deadline = half.begun, trio.current_time() + export.limits.patience
-                with trio.move_on_at(deadline) as late:
+                lapse = trio.current_time() + max(0.0, conn.session.expires - time.time())
+                with trio.move_on_at(min(deadline, lapse)) as late:
                     data = await stream.receive_some(65536)
+                if ended := conn.session.lapsed(time.time()):
+                    raise BadFrame(ended)
                 if late.cancelled_caught:
                     raise BadFrame("a frame took too long to arrive")
                 if not data:

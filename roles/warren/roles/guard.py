@@ -70,8 +70,8 @@ class Guard:
             self.tell(f"{self.identity.directory}: {e}; what was in force stays so")
             return
         self.tell(f"{self.identity.directory} was read again")
-        self.gate.recheck()
         export.redecide()
+        self.gate.recheck()
 
     @asynccontextmanager
     async def kept(self, export: Export) -> AsyncIterator[None]:

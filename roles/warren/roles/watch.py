@@ -107,9 +107,9 @@ class Watch:
         self.freshness.heard(seq)
         self._said = ""
         if changed:
-            if self.gate is not None:
-                self.gate.recheck()
             self.export.redecide()
+            if self.gate is not None:
+                self.gate.recheck()  # last, for it also closes the sessions that just ended
         self.applied.unpark_all()
 
     def _verify_by(self, verifier: Verifier, blocks: bytes, minters: bytes) -> bool:
