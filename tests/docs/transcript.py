@@ -10,7 +10,7 @@ A block fenced as ```console``` is a piece of two terminals:
 
 A block that begins with no prompt is what the second terminal shows meanwhile. A command must succeed
 unless an error of `warren` is shown. What no two runs share is compared by its form: times, trace and
-qid numbers. `/home/you` stands for the reader's home, and port 5640 for one that is free.
+qid numbers, serials and ids. `/home/you` stands for the reader's home, 5640 and 5641 for ports that are free.
 """
 
 import os
@@ -21,13 +21,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from tests.sources import ROOT
 
 PATIENCE = 60.0
-HOME, PORT = "/home/you", "5640"
+HOME, PORTS = "/home/you", ("5640", "5641")
 _FENCE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FORMS = (
     (r"trace=[0-9a-f]{16}", "trace=TRACE"),
@@ -36,7 +37,9 @@ _FORMS = (
     (r'^"kind":"begin",.*', '"kind":"begin",...'),
     (r"\bts=[0-9.]+", "ts=TIME"),
     (r'"ts":[0-9.]+', '"ts":TIME'),
-    (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d\.\d+Z)?", "WHEN"),
+    (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?Z)?", "WHEN"),
+    (r"\bexp=\d+", "exp=TIME"),
+    (r"\b[0-9a-f]{32,64}\b", "ID"),
     (r"\b(qid|version)=[1-9]\d*", r"\1=NUMBER"),
 )
 
@@ -91,9 +94,11 @@ class Terminals:
     """The reader's two terminals, and a home of their own."""
 
     def __init__(self, home: Path, path: str = "") -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = str(free.getsockname()[1])
+        with ExitStack() as taken:
+            free = [taken.enter_context(socket.socket()) for _ in PORTS]
+            for each in free:
+                each.bind(("127.0.0.1", 0))
+            self.ports = {shown: str(each.getsockname()[1]) for shown, each in zip(PORTS, free, strict=True)}
         self.home = home
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("WARREN_", "XDG_", "VIRTUAL_ENV"))}
         self.env = {**kept, "HOME": str(home), "LC_ALL": "C.UTF-8"}
@@ -123,10 +128,13 @@ class Terminals:
                         end.close()
 
     def here(self, text: str) -> str:
-        return text.replace(HOME, str(self.home)).replace(PORT, self.port)
+        return re.sub("|".join(PORTS), lambda shown: self.ports[shown[0]], text).replace(HOME, str(self.home))
 
     def there(self, line: str) -> str:
-        return line.replace(str(self.home), HOME).replace(self.port, PORT)
+        line = line.replace(str(self.home), HOME)
+        for shown, port in self.ports.items():
+            line = line.replace(f"127.0.0.1!{port}", f"127.0.0.1!{shown}")
+        return line
 
     def first(self, command: str) -> tuple[int, list[str]]:
         """Run a command in the first terminal: its status and what it printed."""

@@ -7,6 +7,7 @@
         heard = await knock(door, context)        what a stranger gets
 """
 
+import itertools
 import os
 import socket
 import ssl
@@ -29,7 +30,7 @@ from warren.auth.token import Issuer, Token, by_id, mint
 from warren.mount import dial
 from warren.p9.codec import dialect
 from warren.p9.fields import NONUNAME, NOTAG
-from warren.p9.messages import PLAIN, Rattach, Rauth, Rread, Tattach, Tauth, Tread, Tversion, Twrite
+from warren.p9.messages import DOTL, PLAIN, Message, Rattach, Rauth, Rread, Tattach, Tauth, Tread, Tversion
 from warren.serve.export import Export, Limits
 from warren.serve.listen import listening
 from warren.serve.secure import Gate
@@ -38,7 +39,7 @@ from warren.traces.audit import AuditMemory, Line
 from warren.traces.ring import TraceRing
 from warren.tree import Node
 
-from tests.wire import DOTL, Wire
+from tests.wire import Gone, Wire
 
 VERSION = dialect(PLAIN).pack(Tversion(65536, DOTL), NOTAG)
 EVERY = "read,write,create,remove,ctl /**"
@@ -128,12 +129,12 @@ class Door:
 async def guarded(
     hive: Hive, root: Node, allow: Sequence[str] = ("user/* read,write,create,remove,ctl /**",), *,
     verifier: Verifier | None = None, limits: Limits | None = None, identity: Identity | None = None,
-    address: str = "tls!127.0.0.1!0",
+    gate: Gate | None = None, address: str = "tls!127.0.0.1!0", audit: AuditMemory | None = None,
 ) -> AsyncIterator[Door]:  # fmt: skip
-    """ROOT on a real socket under TLS."""
-    policy = Policy.parse(allow)
-    export = Export(root, policy, AuditMemory(), TraceRing(), limits, verifier)
-    gate = Gate(identity or hive.server)
+    """ROOT on a real socket under TLS. Its audit names every denial, however many there are in a second."""
+    audit = audit or AuditMemory(clock=itertools.count().__next__)
+    export = Export(root, Policy.parse(allow), audit, TraceRing(), limits, verifier)
+    gate = gate or Gate(identity or hive.server)
     async with listening(export, [address], gate) as [name]:
         door = Door(export, gate, name)
         try:
@@ -239,6 +240,16 @@ async def blurt(door: Door, data: bytes, source: str = "127.0.0.1") -> bytes:
     return got
 
 
+async def until_gone(wire: Wire) -> list[Message]:
+    """What is still said before the listener hangs up."""
+    said = []
+    try:
+        while True:
+            said.append(await wire.reply())
+    except Gone:
+        return said
+
+
 def with_token(me: Identity, token: Token) -> Identity:
     """The identity, with that token in its folder."""
     path = me.directory / "token"
@@ -247,6 +258,6 @@ def with_token(me: Identity, token: Token) -> Identity:
     return Identity.load(me.directory)
 
 
-def mounted(door: Door, me: Identity) -> dial:
+def mounted(door: Door, me: Identity, expect: str = "role/QueenPrimary/*") -> dial:
     """Files of the door's tree, by our own client."""
-    return dial(door.address, identity=me, expect="role/QueenPrimary/*")
+    return dial(door.address, identity=me, expect=expect)

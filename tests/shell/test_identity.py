@@ -12,11 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cryptography import x509
+from warren.shell.main import main
 
+from tests.shell.conftest import Command
 from tests.shell.running import PATIENCE, WARREN, Done, Served, environment, serving, warren
 
 LISTEN = ("--listen", "tls!127.0.0.1!0")
@@ -34,10 +37,10 @@ class Hive:
         self.root = root
         self.said: list[str] = []
         self.ca = str(root / "ca")
-        self.run("ca", "init", self.ca, "--hive", "hive.test")
+        assert self.run("ca", "init", self.ca, "--hive", "hive.test").code == 0
         for uri in (f"{HIVE}/role/Authority/cap", f"{HIVE}/role/Disk/d", f"{HIVE}/role/Demo/d", ANN):
             self.issue(uri)
-        self.run("token", "keygen", "--out", str(root / "mint.key"))
+        assert self.run("token", "keygen", "--out", str(root / "mint.key")).code == 0
         (root / "data/pub").mkdir(parents=True)
         (root / "data/pub/x").write_text("one\ntwo\n")
         (root / "passphrase").write_text(f"{PASSPHRASE}\n")
@@ -69,8 +72,7 @@ class Hive:
         """An identity for URI; its folder is named by the last two words, or the user."""
         kind, *name = uri.removeprefix(f"{HIVE}/").split("/")
         into = self.folder("-".join(name))
-        done = self.run("ca", "issue", self.ca, uri, "--out", into, *more)
-        assert done.code == 0, done.err
+        assert main(["ca", "issue", self.ca, uri, "--out", into, *more]) == 0  # the same, and quicker
         assert kind in ("role", "user")
         return into
 
@@ -126,7 +128,7 @@ def eventually(act: Callable[[], Done], code: int, within: float = 5.0) -> Done:
 
 
 def test_every_client_command_takes_an_identity(hive: Hive) -> None:
-    assert hive.at_disk("ann", "ls", "/").out == "pub/\n"
+    assert hive.at_disk("ann", "ls", "/").out == "pub\n"
     assert hive.at_disk("ann", "cat", "/pub/x").out == "one\ntwo\n"
     assert hive.at_disk("ann", "tail", "-n", "1", "/pub/x").out == "two\n"
     assert hive.at_disk("ann", "stat", "/pub/x").code == 0
@@ -152,8 +154,8 @@ def test_without_an_identity_or_with_a_wrong_one_the_way_out_is_said(hive: Hive)
 
 def test_another_hives_identity_is_refused_by_both_ends(hive: Hive) -> None:
     other = str(hive.root / "other")
-    hive.run("ca", "init", other, "--hive", "hive.test")
-    hive.run("ca", "issue", other, ANN, "--out", hive.folder("false-ann"))
+    assert main(["ca", "init", other, "--hive", "hive.test"]) == 0
+    assert hive.run("ca", "issue", other, ANN, "--out", hive.folder("false-ann")).code == 0
     done = hive.at_disk("false-ann", "ls", "/")
     assert (done.code, "unknown_ca: nobody that is trusted vouches for it" in done.err) == (4, True)
     # With the right roots it believes the server, and now the server refuses it.
@@ -162,7 +164,7 @@ def test_another_hives_identity_is_refused_by_both_ends(hive: Hive) -> None:
     bundle.write_bytes(bundle.read_bytes() + (hive.root / "roots.pem").read_bytes())
     done = hive.at_disk("false-ann", "ls", "/")
     assert done.code == 4
-    assert "our certificate was refused: unknown_ca: nobody whom that server trusts vouches for it" in done.err
+    assert "certificate was refused: unknown_ca: nobody whom that server trusts vouches for it" in done.err
     assert re.search(r" handshake 127\.0\.0\.1 401 unknown_ca ", hive.denials("audit"))
 
 
@@ -178,14 +180,20 @@ def test_a_key_that_openssl_made_never_leaves_its_owner(hive: Hive) -> None:
 
 def test_revoking_reaches_a_reader_who_waits_and_whoever_dials_after(hive: Hive) -> None:
     eve = hive.issue(f"{HIVE}/user/eve")
-    command = [WARREN, "cat", "--at", hive.demo.at, "--id", eve, "/events"]
+    command = [str(WARREN), "cat", "--at", hive.demo.at, "--id", eve, "/events"]
     with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           text=True) as reader:  # fmt: skip
         assert reader.stdout is not None
         # Its stream begins where it was opened: what is said until the first record comes is its greeting.
         came = threading.Event()
         first: list[str] = []
-        waiting = threading.Thread(target=lambda: (first.append(reader.stdout.readline()), came.set()))  # type: ignore[union-attr]
+
+        def wait() -> None:
+            assert reader.stdout is not None
+            first.append(reader.stdout.readline())
+            came.set()
+
+        waiting = threading.Thread(target=wait)
         waiting.start()
         while not came.is_set():
             assert hive.at_demo("ann", "ctl", "/", "say", "hello").code == 0
@@ -199,7 +207,7 @@ def test_revoking_reaches_a_reader_who_waits_and_whoever_dials_after(hive: Hive)
     assert reader.returncode == 7
     assert "was lost" in err
     for at in (hive.at_demo, hive.at_disk):
-        done = eventually(lambda at=at: at("eve", "ls", "/"), 4)  # type: ignore[misc]
+        done = eventually(partial(at, "eve", "ls", "/"), 4)
         assert "our certificate was refused: revoked: it, or its issuer, is revoked; " in done.err
         assert "have --id issued again: warren ca issue" in done.err
     assert " handshake 127.0.0.1 401 revoked " in hive.denials("audit")
@@ -215,7 +223,8 @@ def test_rotation_is_picked_up_without_a_restart(hive: Hive) -> None:
     address = hive.disk.at.split("!")[1], int(hive.disk.at.split("!")[2])
 
     def shown() -> str:
-        return f"{x509.load_pem_x509_certificate(ssl.get_server_certificate(address).encode()).serial_number:x}"
+        certificate = x509.load_pem_x509_certificate(ssl.get_server_certificate(address).encode())
+        return f"{certificate.serial_number:x}"
 
     before = shown()
     assert hive.run("ca", "rotate", hive.ca).code == 0
@@ -264,18 +273,17 @@ def test_a_token_from_its_key_to_its_end(hive: Hive) -> None:
     shutil.copytree(hive.folder("bob"), thief)
     shutil.copy(token, thief / "token")
     assert hive.at_disk("bob-thief", "cat", "/pub/x").code == 4
-    shown = hive.denials("audit")
-    assert " holder" in shown
-    assert " audience" in hive.denials("audit2")
+    assert " token_holder: " in hive.denials("audit")
+    assert " token_audience: " in hive.denials("audit2")
     # Revoking block 0 ends what was narrowed from it too.
     done = hive.run("token", "revoke", token, "--block", "0", "--list", f"{hive.ca}/blocks")
     assert done.code == 0, done.err
-    done = eventually(lambda: hive.at_disk("holder", "cat", "/pub/x"), 4)
-    assert " revoked" in hive.denials("audit")
+    eventually(lambda: hive.at_disk("holder", "cat", "/pub/x"), 4)
+    assert " token_revoked" in hive.denials("audit")
     assert hive.at_disk("ann", "cat", "/pub/x").code == 0
 
 
-def test_a_minter_is_certified_within_bounds_or_refused_with_the_way_out(hive: Hive) -> None:
+def test_a_minter_is_certified_within_bounds_or_refused_with_the_way_out(hive: Hive, run: Command) -> None:
     public = f"{hive.root}/mint.key.pub"
     for words, code, says in (
         ((public,), 2, "what may it mint? Say --allow 'RIGHTS PATTERN'"),
@@ -285,18 +293,18 @@ def test_a_minter_is_certified_within_bounds_or_refused_with_the_way_out(hive: H
         ((f"{hive.root}/mint.key", "--allow", "read /**"), 9, "give FILE.pub of warren token keygen"),
         ((f"{hive.root}/none", "--allow", "read /**"), 3, "there is no such file; "),
     ):
-        done = hive.run("ca", "minter", hive.ca, *words)
+        done = run("ca", "minter", hive.ca, *words)
         assert (done.code, done.out, done.err.count("\n")) == (code, "", 1), done.err
         assert says in done.err
     minters = Path(hive.ca, "minters")
     other = str(hive.root / "other.key")
-    hive.run("token", "keygen", "--out", other)
+    assert run("token", "keygen", "--out", other).code == 0
     assert hive.run("ca", "minter", hive.ca, f"{other}.pub", "--allow", "read /**", "--json").code == 0
-    assert hive.run("ca", "minter", hive.ca, f"{other}.pub", "--allow", "read /pub/**").code == 0
+    assert run("ca", "minter", hive.ca, f"{other}.pub", "--allow", "read /pub/**").code == 0
     assert minters.read_text().count("warren-minter 1") == 2
     good = minters.read_bytes()
     minters.write_bytes(good.replace(b"A", b"B", 1))
-    done = hive.run("ca", "minter", hive.ca, f"{other}.pub", "--allow", "read /**")
+    done = run("ca", "minter", hive.ca, f"{other}.pub", "--allow", "read /**")
     assert (done.code, "move it away, and certify its keys again" in done.err) == (9, True)
     minters.write_bytes(good)
 
@@ -305,9 +313,9 @@ def test_a_server_whom_its_authority_refuses_says_so_once(hive: Hive) -> None:
     with serving("demo", *LISTEN, "--id", hive.folder("ann"), "--watch", hive.cap.at,
                  "--allow", "user/* read /**") as served:  # fmt: skip
         assert "403 denied" in heard(served, f"the authority at {hive.cap.at} refuses us: ")
+        mine = ("--at", served.at, "--id", hive.folder("ann"), "--expect", "user/*")
         for _ in range(3):  # it tries again meanwhile, several times
-            done = hive.run("cat", "--at", served.at, "--id", hive.folder("ann"), "--expect", "user/*", "/hello")
-            assert done.code == 0, done.err
+            assert hive.run("cat", *mine, "/hello").out == "hello, world\n"
         served.process.terminate()
         assert served.process.stderr is not None
         assert "refuses us" not in served.process.stderr.read()

@@ -17,11 +17,9 @@ from tests.shell.running import EVERYTHING, WARREN, environment, serving, socket
 
 
 def test_without_a_name_the_servers_are_listed(run: Command) -> None:
-    assert [line.split()[0] for line in run("serve").out.splitlines()] == ["disk", "demo"]
-    assert [json.loads(line)["server"] for line in run("serve", "--json").out.splitlines()] == [
-        "disk",
-        "demo",
-    ]
+    names = ["disk", "demo", "cap"]
+    assert [line.split()[0] for line in run("serve").out.splitlines()] == names
+    assert [json.loads(line)["server"] for line in run("serve", "--json").out.splitlines()] == names
 
 
 def test_without_a_row_it_runs_refuses_everyone_and_says_so(run: Command, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from warren.auth.rights import CREATE, READ, REMOVE, WRITE
 from warren.p9 import messages as p9
 from warren.p9.codec import pack_stat
 from warren.p9.fields import QTDIR, Stat
+from warren.serve import tokens
 from warren.serve.calls import (
     CALLS,
     READ_OVERHEAD,
@@ -43,6 +44,8 @@ def _flags(s: Session, mode: int, path: str) -> int:
 
 
 def tauth(s: Session, m: p9.Tauth) -> Reply:
+    if s.export.verifier is not None:
+        return tokens.tauth(s, m)
     return s.pack.Rerror(m.tag, "authentication not required")  # the words that clients know
 
 

@@ -13,12 +13,16 @@ A flood of handshakes is turned away before the arithmetic that makes it expensi
 from __future__ import annotations
 
 import ssl
+import sys
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from socket import IPPROTO_TCP, TCP_CORK
 from typing import TYPE_CHECKING, Final
 
+from cryptography import x509
 from warren.auth import tls
+from warren.auth.certificates import issuer_of
 from warren.auth.identity import Identity
 from warren.serve.peer import READ, WRITE, Peer
 
@@ -28,9 +32,12 @@ if TYPE_CHECKING:
     from warren.serve.export import Export
     from warren.serve.reactor import Reactor
     from warren.serve.session import Parts
+    from warren.tree import Bytes
 
 _RECORD: Final = 16384
+_DER: Final = 2  # of the ssl module, ENCODING_DER
 _RECORDS: Final = 16  # taken in one turn of a connection
+_JOIN: Final = 64 << 10  # as much as is cheaper to join than to take apart
 _HANDSHAKES: Final = 256  # under way at once
 _EACH: Final = 64  # of them, of one address
 _PATIENCE: Final = 10.0  # seconds for a handshake
@@ -79,7 +86,7 @@ class Gate:
 class SecurePeer(Peer):
     """One socket under TLS."""
 
-    __slots__ = ("address", "gate", "lists", "shaken", "who")
+    __slots__ = ("address", "context", "gate", "shaken", "who")
     sock: ssl.SSLSocket
 
     def __init__(
@@ -92,7 +99,7 @@ class SecurePeer(Peer):
         self.gate = gate
         self.shaken = False
         self.who: tls.Peer | None = None
-        self.lists = gate.identity.lists  # the revocation lists that this peer was last held against
+        self.context = context  # whose revocation lists this peer was last held against
         gate.shaking[address] += 1
 
     def receive(self, into: memoryview) -> int:
@@ -113,16 +120,24 @@ class SecurePeer(Peer):
         return got
 
     def transmit(self, out: Parts) -> int:
-        """One buffer, record by record."""
-        if len(out) > 1:
+        """Record by record. What TLS could not send it must be offered again with the same beginning."""
+        if len(out) > 1 and sum(map(len, out)) <= _JOIN:
             out[:] = [b"".join(out)]
-        view, sent = memoryview(out[0]), 0
+        sent, several = 0, len(out) > 1 or len(out[0]) > _RECORD
+        if several:
+            self.sock.setsockopt(IPPROTO_TCP, TCP_CORK, 1)  # records leave together, and wake the peer once
         try:
-            while sent < len(view):
-                sent += self.sock.send(view[sent : sent + _RECORD])
+            for record in _records(out):
+                n = self.sock.send(record)
+                sent += n
+                if n < len(record):
+                    break
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):
             if not sent:
                 raise BlockingIOError from None
+        finally:
+            if several:
+                self.sock.setsockopt(IPPROTO_TCP, TCP_CORK, 0)
         return sent
 
     def readable(self) -> None:
@@ -182,9 +197,9 @@ class SecurePeer(Peer):
         if time.time() > self.who.not_after.timestamp():
             self.close("the certificate of this session has expired")
             return
-        if identity.lists != self.lists:
-            self.lists = identity.lists
-            if identity.revoked(self.who.issuer, self.who.serial):
+        if identity.server_context() is not self.context:
+            self.context = identity.server_context()
+            if any(identity.revoked(issuer, serial) for issuer, serial in _shown(self.sock)):
                 self.close("the certificate of this session is revoked")
                 return
         super().sweep(now)
@@ -194,3 +209,36 @@ class SecurePeer(Peer):
             super().ended(why)
         else:
             self.gate.done(self.address)
+
+
+def _shown(sock: ssl.SSLSocket) -> Iterator[tuple[str, str]]:
+    """Issuer and serial of each certificate between the peer and a root, the peer's own first."""
+    if sys.version_info >= (3, 13):
+        chain = sock.get_verified_chain()
+    else:  # there it has no public name yet
+        found = sock._sslobj.get_verified_chain() or ()  # type: ignore[attr-defined]
+        chain = [certificate.public_bytes(_DER) for certificate in found]
+    for der in chain[:-1]:
+        certificate = x509.load_der_x509_certificate(der)
+        yield issuer_of(certificate), f"{certificate.serial_number:x}"
+
+
+def _records(out: Parts) -> Iterator[Bytes]:
+    """OUT in pieces of a record; only what lies in several parts is copied, for large parts are costly to."""
+    held: list[Bytes] = []
+    room = _RECORD
+    for part in out:
+        view, at, size = memoryview(part), 0, len(part)
+        while at < size:
+            piece = view[at : at + room]
+            at += room
+            if len(piece) == _RECORD:
+                yield piece
+                continue
+            held.append(piece)
+            room -= len(piece)
+            if not room:
+                yield b"".join(held)
+                held, room = [], _RECORD
+    if held:
+        yield b"".join(held)

@@ -63,8 +63,13 @@ def _first_words(name: str) -> Iterable[str]:
     from warren.shell.ca import VERBS
     from warren.shell.main import COMMANDS
     from warren.shell.serve import SERVERS
+    from warren.shell.token import VERBS as TOKEN_VERBS
 
-    return {"help": [*COMMANDS, "exit"], "completion": ["bash"], "serve": SERVERS, "ca": VERBS}.get(name, ())
+    first: dict[str, Iterable[str]] = {
+        "help": [*COMMANDS, "exit"], "completion": ["bash"], "serve": SERVERS, "ca": VERBS,
+        "token": TOKEN_VERBS, "audit": ("verify", "show"),
+    }  # fmt: skip
+    return first.get(name, ())
 
 
 class _Line:

@@ -87,6 +87,8 @@ def way_out(e: OSError, path: str) -> str:
         return e.way_out
     if e.errno == errno.EACCES and barred(e):
         return "have --id issued again: warren ca issue; the server's audit names the reason"
+    if "token_" in (e.strerror or "")[:12]:
+        return "see what it says: warren token show DIR/token; without that file in --id DIR your name counts"
     above = path.rstrip("/").rpartition("/")[0] or "/"
     last = path.rstrip("/").rpartition("/")[2]
     later = re.search(r"retry_after=([\d.]+)", e.strerror or "")
@@ -95,7 +97,8 @@ def way_out(e: OSError, path: str) -> str:
         DENIED: "the server's --allow rows decide: warren help serve",
         CONFLICT: f"see what stands there: warren stat {path}",
         BUSY: f"try again in {later[1]} s" if later else "try again in a moment",
-        UNAVAILABLE: "see whether the server runs; --at or $WARREN_AT says where it is",
+        UNAVAILABLE: f"try again in {later[1]} s" if later
+        else "see whether the server runs; --at or $WARREN_AT says where it is",
         TIMED_OUT: f"look at what became of it, then try again: warren stat {path}",
         BAD_INPUT: f"see what it takes: warren {'ctl' if last in ('ctl', 'clone') else 'stat'} {path}",
         FULL: "make room there, then try again",

@@ -72,9 +72,10 @@ def _public(file: str) -> bytes:
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from warren.auth import keyfiles
 
+    data = keyfiles.read_open(Path(file))
     key: object = None
     try:
-        key = load_pem_public_key(keyfiles.read_open(Path(file)))
+        key = load_pem_public_key(data)
     except (ValueError, UnsupportedAlgorithm):
         pass
     if not isinstance(key, Ed25519PublicKey):

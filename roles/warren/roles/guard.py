@@ -16,10 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import trio
-from warren.auth.blocks import BadText
 from warren.auth.identity import Identity
 from warren.auth.minters import read
-from warren.auth.refusal import Refusal
 from warren.auth.token import Issuer, by_id
 from warren.auth.watch import Freshness
 from warren.roles.watch import Watch
@@ -66,7 +64,7 @@ class Guard:
             self.identity.reload()
             if self.verifier is not None and self.watch is None:
                 self.verifier.issuers = by_id(self._minters())
-        except (Refusal, BadText, OSError) as e:
+        except (OSError, ValueError) as e:
             self.tell(f"{self.identity.directory}: {e}; what was in force stays so")
             return
         self.tell(f"{self.identity.directory} was read again")

@@ -17,10 +17,9 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 import trio
-from warren.auth.blocks import BadText, read_revoked
+from warren.auth.blocks import read_revoked
 from warren.auth.identity import Identity
 from warren.auth.minters import read
-from warren.auth.refusal import Refusal
 from warren.auth.token import by_id
 from warren.auth.watch import Freshness
 from warren.mount import Files, dial
@@ -56,10 +55,11 @@ class Watch:
         while True:
             try:
                 async with dial(self.address, identity=self.identity, expect=self.expect) as files:
-                    pause = 0.1
                     await self._follow(files)
-            except* (OSError, Refusal, BadText) as group:
+            except* (OSError, ValueError) as group:  # whatever it said that cannot be understood, too
                 self._tell(_first(group))
+            if self.freshness.live:
+                pause = 0.1
             self.freshness.lost()
             await trio.sleep(pause * random.uniform(0.8, 1.2))
             pause = min(pause * 2, _LATEST)
