@@ -197,7 +197,7 @@ class Running:
         self.room = room
         self.port = free_port()
         self.behind: Running | None = None
-        if name in BEHIND:
+        if name in BEHIND and command is None:
             self.behind = Running(BEHIND[name], room)
             command = partial(stunnel, behind=self.behind.port)
         self.command = (command or (SERVERS | SECURE)[name])(room, self.port)

@@ -6,12 +6,14 @@ import json
 import signal
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from .__main__ import SCENARIOS, Figures, Result, main, package_version
-from .processes import CACHE, BenchError, Room, Running
+from . import hive
+from .__main__ import SCENARIOS, Figures, Result, Scenario, main, package_version
+from .processes import CACHE, BenchError, Room, Running, stunnel
 from .profile import Sampler, read_stacks, show_stacks
 
 LOADS = [
@@ -46,6 +48,53 @@ def test_a_right_server_has_no_errors(canned: Running, load: tuple[str, ...], ve
     assert 0 < figures["p50_us"] <= figures["p99_us"]
     if load[0] in ("read", "write"):
         assert figures["mb_per_s"] == pytest.approx(figures["ops_per_s"] * figures["size"] / 1e6, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def secure_room() -> Iterator[Room]:
+    with Room.make(secure=True) as room:
+        yield room
+
+
+@pytest.fixture(scope="module")
+def canned_tls(secure_room: Room) -> Iterator[Running]:
+    with Running("canned-tls", secure_room) as server:
+        yield server
+
+
+@pytest.mark.parametrize("load", [*LOADS, ("shakes", "3"), ("attach",)], ids=" ".join)
+def test_a_right_server_has_no_errors_under_tls(canned_tls: Running, load: tuple[str, ...]) -> None:
+    figures = canned_tls.load(load, 0.1)
+    assert figures["errors"] == 0, figures["first_error"]
+    assert figures["ops"] > 0
+    assert 0 < figures["p50_us"] <= figures["p99_us"]
+
+
+def test_a_wrong_reply_is_an_error_under_tls(secure_room: Room) -> None:
+    def lying(_: Room, port: int) -> list[str]:
+        return [str(CACHE / "canned"), "-x", "data", str(port)]
+
+    with Running("canned", secure_room, lying) as liar:
+        with Running("canned-tls", secure_room, partial(stunnel, behind=liar.port)) as server:
+            figures = server.load(("read", "64K", "4"), 0.1)
+    assert "wrong data" in figures["first_error"]
+
+
+def test_only_a_token_lets_anybody_in_where_tokens_are_measured(secure_room: Room) -> None:
+    with Running("warren-token", secure_room) as server:
+        assert server.load(("attach",), 0.1)["ops"] > 0
+        server.name = "warren-tls"  # so that no token is shown
+        with pytest.raises(BenchError, match="attach"):
+            server.load(("attach",), 0.1)
+
+
+def test_a_stranger_is_not_measured(secure_room: Room, tmp_path: Path) -> None:
+    other = Room(secure_room.data, tmp_path)
+    hive.make(other.hive)
+    with Running("warren-tls", secure_room) as server:
+        server.room = other
+        with pytest.raises(BenchError, match="handshake"):
+            server.load(("serial",), 0.1)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +151,32 @@ def test_a_ratio_is_judged_by_the_best_rounds(ours: float, verdict: str) -> None
 def test_memory_is_judged_by_itself(cost: float, verdict: str) -> None:
     (scenario,) = [scenario for scenario in SCENARIOS if scenario.idle]
     result = Result(scenario, rounds(scenario.figure, 1), rounds(scenario.figure, cost, 500))
+    assert result.verdict == verdict
+
+
+def named(name: str) -> Scenario:
+    (scenario,) = [scenario for scenario in SCENARIOS if scenario.name == name]
+    return scenario
+
+
+@pytest.mark.parametrize(
+    ("other", "ours", "verdict"),
+    [
+        (100, 299, "defect"),
+        (100, 300, "between"),
+        (300, 300, "defect"),
+        (601, 600, "defect"),
+        (599, 600, "aim met"),
+    ],
+)
+def test_a_rate_is_judged_by_itself_and_must_be_ahead(other: float, ours: float, verdict: str) -> None:
+    result = Result(named("tls-read-1Mx4"), rounds("mb_per_s", other), rounds("mb_per_s", 1, ours))
+    assert result.verdict == verdict
+
+
+@pytest.mark.parametrize(("other", "ours", "verdict"), [(900, 200, "aim met"), (1, 199, "defect")])
+def test_a_rate_alone_may_be_behind(other: float, ours: float, verdict: str) -> None:
+    result = Result(named("tls-handshakes"), rounds("ops_per_s", other), rounds("ops_per_s", ours))
     assert result.verdict == verdict
 
 

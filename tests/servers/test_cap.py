@@ -5,14 +5,18 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from warren.auth import minters
-from warren.auth.blocks import BadText
+from warren.auth.blocks import BadText, write_parts
 from warren.auth.ca import CA
 from warren.auth.rights import Policy, parse_grant
+from warren.auth.token import Issuer
 from warren.check.tree import check_tree
 from warren.mount import Files, dial
 from warren.serve.export import Export
@@ -99,12 +103,30 @@ def test_minters_count_only_under_our_root_and_in_time(ca: CA, tmp_path: Path) -
     other = CA.create(tmp_path / "other", "hive")
     with pytest.raises(BadText, match="no root of ours"):
         minters.read(text, [other.root], now)
-    with pytest.raises(BadText, match="not now"):
-        minters.read(text, [ca.root], now + timedelta(days=4000))
+    assert minters.read(text, [ca.root], now + timedelta(days=4000)) == []
+    assert minters.read(text, [ca.root], now, lambda issuer, serial: True) == []
     lines = text.splitlines()
     swapped = lines[-1][:-4] + ("AAAA" if lines[-1][-4:] != "AAAA" else "BBBB")
     with pytest.raises(BadText):
         minters.read("\n".join([*lines[:-1], swapped]), [ca.root], now)
+
+
+def test_a_region_certifies_no_minter_and_neither_does_a_member(ca: CA, tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
+    now, rows = datetime.now(UTC), [parse_grant("read /**")]
+    region = ca.region("eu", tmp_path / "eu")
+    with pytest.raises(BadText, match="not the issuer of hive itself"):
+        minters.read(minters.certify(region, key, rows, timedelta(days=1), now), [ca.root], now)
+    ca.issue("spiffe://hive/user/ann", tmp_path / "a")
+    member = load_pem_private_key((tmp_path / "a/key.pem").read_bytes(), None)
+    assert isinstance(member, Ed25519PrivateKey)
+    leaf = x509.load_pem_x509_certificate((tmp_path / "a/cert.pem").read_bytes())
+    issuer = ca.shelf.issuer().certificate
+    ders = [c.public_bytes(Encoding.DER) for c in (leaf, issuer)]
+    made = Issuer(key, tuple(rows), 0, 2**40).certify(member.sign)
+    text = write_parts([(minters.PART, msgspec.msgpack.encode((ders, made)))])
+    with pytest.raises(BadText, match="is no authority"):
+        minters.read(text, [ca.root], now)
 
 
 def test_minters_outlive_a_rotation_of_the_issuer(ca: CA) -> None:

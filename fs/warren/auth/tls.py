@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ssl
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cryptography import x509
@@ -98,6 +99,12 @@ def peer(connection: Connection, hive: str) -> Peer:
         if alpn != JOIN:
             raise Unwelcome("no_certificate")
         return Peer(None, "", "", None, alpn, hive)
+    return _member(shown, alpn, hive)
+
+
+@lru_cache(maxsize=1024)
+def _member(shown: bytes, alpn: str, hive: str) -> Peer:
+    """What a certificate says is the same each time it is shown, and costs a good part of a handshake."""
     try:
         certificate = x509.load_der_x509_certificate(shown)
         names, issuer = uris(certificate), issuer_of(certificate)

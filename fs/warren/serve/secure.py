@@ -12,9 +12,12 @@ A flood of handshakes is turned away before the arithmetic that makes it expensi
 
 from __future__ import annotations
 
+import fcntl
 import ssl
 import sys
+import termios
 import time
+from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from socket import IPPROTO_TCP, TCP_CORK
@@ -44,6 +47,7 @@ _PATIENCE: Final = 10.0  # seconds for a handshake
 _FAILURES: Final = 32  # of one address, after which it waits
 _PENALTY: Final = 10.0
 _ADDRESSES: Final = 4096
+_unread = array("i", [0])  # what the last ioctl found
 
 
 class Gate:
@@ -115,9 +119,16 @@ class SecurePeer(Peer):
             except ssl.SSLEOFError:
                 return got  # without a closing word: 9P has no truncation that its frames would not show
             got += n
-            if n == 0 or got == len(into):
+            if n == 0 or got == len(into) or not self._has_more():
                 break
         return got
+
+    def _has_more(self) -> bool:
+        """Whether to try for another record: to ask costs much less than the exception that says no."""
+        if self.sock.pending():
+            return True
+        fcntl.ioctl(self.sock, termios.FIONREAD, _unread)
+        return _unread[0] > 0
 
     def transmit(self, out: Parts) -> int:
         """Record by record. What TLS could not send it must be offered again with the same beginning."""

@@ -284,7 +284,7 @@ class Session:
 
     def account(self, f: Fid) -> None:
         """One audit record for the data of an open fid, with its byte count."""
-        if f.moved:
+        if f.moved and f.place.path != "-":  # the showing of a token is no file's data
             self.export.audit.note(
                 Event(self.number, self.subject, "wrote", legible(f.place.path), f"bytes={f.moved}"), 0
             )

@@ -351,6 +351,7 @@ def _issuers(name: str) -> list[Issuer]:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
     from warren.auth.blocks import BadText, read_parts
+    from warren.auth.minters import statement
     from warren.auth.rights import parse_grant
     from warren.auth.token import Issuer, read_issuer
 
@@ -368,7 +369,7 @@ def _issuers(name: str) -> list[Issuer]:
     try:
         parts = read_parts(_text(name))
         # Whoever names the file vouches for it: the authority's signature is for those who fetch it.
-        return [read_issuer(part, lambda *_: True) for kind, part in parts if kind == "warren-issuer"]
+        return [read_issuer(part, lambda *_: True) for part in map(statement, parts) if part]
     except BadText as e:
         raise Stopped(errno.EINVAL, str(e), name, "give a public key in PEM, or certified issuers") from None
 

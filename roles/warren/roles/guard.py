@@ -49,7 +49,7 @@ class Guard:
     def _minters(self) -> list[Issuer]:
         path = self.identity.directory / "minters"
         text = path.read_text() if path.exists() else ""
-        return read(text, self.identity.roots, datetime.now(UTC))
+        return read(text, self.identity.roots, datetime.now(UTC), self.identity.revoked)
 
     def _stamps(self) -> list[tuple[int, int]]:
         return [_stamp(self.identity.directory / name) for name in FILES]

@@ -114,7 +114,8 @@ class Watch:
 
     def _verify_by(self, verifier: Verifier, blocks: bytes, minters: bytes) -> bool:
         revoked = frozenset(read_revoked(blocks.decode()))
-        issuers = by_id(read(minters.decode(), self.identity.roots, datetime.now(UTC)))
+        me = self.identity
+        issuers = by_id(read(minters.decode(), me.roots, datetime.now(UTC), me.revoked))
         if revoked == verifier.revoked and issuers == verifier.issuers:
             return False
         verifier.revoked, verifier.issuers = revoked, issuers
