@@ -100,7 +100,9 @@ class Terminals:
                 each.bind(("127.0.0.1", 0))
             self.ports = {shown: str(each.getsockname()[1]) for shown, each in zip(PORTS, free, strict=True)}
         self.home = home
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("WARREN_", "XDG_", "VIRTUAL_ENV"))}
+        # Under `make test` make would tell every make of a page that it is a child, and that one says so.
+        ours = ("WARREN_", "XDG_", "VIRTUAL_ENV", "MAKE", "MFLAGS")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         self.env = {**kept, "HOME": str(home), "LC_ALL": "C.UTF-8"}
         if path:
             self.env["PATH"] = f"{path}:{self.env['PATH']}"
