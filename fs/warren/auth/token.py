@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -180,15 +181,17 @@ def verify(
     revoked: Collection[bytes] = frozenset(),
     limits: Limits = Limits(),
     policy: Policy = _NOBODY,
+    seen: Seen | None = None,
 ) -> Verified:
     """What CHAIN is good for, shown with PROOF by PRESENTER to us, SERVER; Invalid if for nothing.
 
-    NONCE was made by us for this one presentation. POLICY is asked about delegation alone.
+    NONCE was made by us for this one presentation. POLICY is asked about delegation alone. SEEN spares
+    the chain's own signatures when the very same bytes were checked before; the proof is always checked.
     """
     if len(nonce) != b.NONCE_BYTES or len(proof) != b.PROOF_BYTES:
         raise Invalid("size", "a nonce or a proof has not its length")
     held = b.parse(chain)
-    issuer = _signed(held, issuers)
+    issuer = _signed(chain, held, issuers, seen)
     if not b.signed(held[-1].next, proof, b.proof_message(chain, nonce, server)):
         raise Invalid("proof", "the last key has not signed for this nonce and this server")
     return _weigh(held, issuer, now, server, presenter, revoked, limits, policy)
@@ -204,17 +207,39 @@ def recheck(
     revoked: Collection[bytes] = frozenset(),
     limits: Limits = Limits(),
     policy: Policy = _NOBODY,
+    seen: Seen | None = None,
 ) -> Verified:
     """The same without the proof: for a session that gave it, after something was revoked or changed."""
     held = b.parse(chain)
-    return _weigh(held, _signed(held, issuers), now, server, presenter, revoked, limits, policy)
+    return _weigh(held, _signed(chain, held, issuers, seen), now, server, presenter, revoked, limits, policy)
 
 
-def _signed(held: list[b.Block], issuers: Mapping[bytes, Issuer]) -> Issuer:
+class Seen:
+    """Chains whose signatures were found good, each under one issuer's key. Bounded; the oldest goes."""
+
+    def __init__(self, most: int = 1024) -> None:
+        self._most = most
+        self._good: dict[tuple[bytes, bytes], None] = {}
+
+    def good(self, chain: bytes, key: bytes) -> bool:
+        return (sha256(chain).digest(), key) in self._good
+
+    def add(self, chain: bytes, key: bytes) -> None:
+        if len(self._good) >= self._most:
+            del self._good[next(iter(self._good))]
+        self._good[sha256(chain).digest(), key] = None
+
+
+def _signed(
+    chain: bytes, held: list[b.Block], issuers: Mapping[bytes, Issuer], seen: Seen | None
+) -> Issuer:
     issuer = issuers.get(held[0].before)
     if issuer is None or issuer.id != held[0].before:
         raise Invalid("issuer", held[0].before.hex())
-    b.check_signatures(held, issuer.key)
+    if seen is None or not seen.good(chain, issuer.key):
+        b.check_signatures(held, issuer.key)
+        if seen is not None:
+            seen.add(chain, issuer.key)
     return issuer
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from warren.auth.blocks import NONCE_BYTES, PROOF_BYTES, Invalid
 from warren.auth.meters import Metered, Meters, NoRoom
 from warren.auth.rights import NOTHING
-from warren.auth.token import Issuer, Limits, Verified, recheck, verify
+from warren.auth.token import Issuer, Limits, Seen, Verified, recheck, verify
 from warren.p9.fields import QTAUTH, Qid
 from warren.p9.messages import Message, Tattach, Tauth, Tread, Twrite
 from warren.serve.fid import Fid, Place
@@ -54,19 +54,20 @@ class Verifier:
         self.now = now
         self.revoked: frozenset[bytes] = frozenset()
         self.meters = Meters()
+        self.seen = Seen()
 
     def first(self, chain: bytes, proof: bytes, nonce: bytes, presenter: str, policy: Policy) -> Verified:
         """A presentation; Invalid says why it counts for nothing."""
         return verify(
             chain, proof, issuers=self.issuers, now=self.now(), nonce=nonce, server=self.server,
-            presenter=presenter, revoked=self.revoked, limits=self.limits, policy=policy,
+            presenter=presenter, revoked=self.revoked, limits=self.limits, policy=policy, seen=self.seen,
         )  # fmt: skip
 
     def again(self, chain: bytes, presenter: str, policy: Policy) -> Verified:
         """The same token in the same session, after something changed."""
         return recheck(
             chain, issuers=self.issuers, now=self.now(), server=self.server, presenter=presenter,
-            revoked=self.revoked, limits=self.limits, policy=policy,
+            revoked=self.revoked, limits=self.limits, policy=policy, seen=self.seen,
         )  # fmt: skip
 
 
