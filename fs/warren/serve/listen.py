@@ -19,6 +19,7 @@ import stat
 import struct
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 from warren.serve.export import Export
@@ -29,6 +30,7 @@ from warren.serve.stream import serve_stream
 
 FORMS = "unix!PATH, tcp!HOST!PORT, tls!HOST!PORT or stdio"
 _BACKLOG = 1024
+_AT_ONCE = 32  # connections accepted before those there are have their turn
 
 
 class BadAddress(ValueError):
@@ -58,7 +60,7 @@ async def listening(
                 if secure and gate is None:
                     raise BadAddress(f"{address} needs an identity to show: --id DIR")
                 names.append(_name(sock, secure))
-                nursery.start_soon(_accept, reactor, export, sock, gate if secure else None)
+                reactor.open(sock, partial(_accept, reactor, export, sock, gate if secure else None))
             if gate is not None:
                 gate.recheck = reactor.look
             yield names
@@ -147,18 +149,18 @@ def _forget(sock: socket.socket) -> None:
             pass
 
 
-async def _accept(reactor: Reactor, export: Export, listener: socket.socket, gate: Gate | None) -> None:
-    while True:
+def _accept(reactor: Reactor, export: Export, listener: socket.socket, gate: Gate | None) -> None:
+    """Take in who waits at the door, a few at a time."""
+    for _ in range(_AT_ONCE):
         try:
             sock, peer = listener.accept()
         except BlockingIOError:
-            await trio.lowlevel.wait_readable(listener)
-            continue
+            return
         except OSError as e:
             # Out of descriptors, or the peer left before we came. Neither may end the listener.
             export.refused_connection(f"a connection could not be accepted: {e.strerror}")
-            await trio.sleep(0.1)
-            continue
+            reactor.rest(listener, 0.1)
+            return
         if len(reactor.peers) >= export.limits.connections:
             export.refused_connection(f"{len(reactor.peers)} connections are open, the limit")
             sock.close()
