@@ -1,7 +1,7 @@
 """dial: from an address, or a stream, to the files behind it.
 
     async with dial("tcp!127.0.0.1!5640", aname="/data") as files: ...
-    async with dial(stream) as files: ...          # any trio stream, for its life only
+    async with dial(stream) as files: ...          # any trio stream, or channel, for its life only
     async with dial("tls!hub!564", identity=me, expect="role/QueenPrimary/*") as files: ...
 
 See `address` for the forms. The session ends with the block; what it raised is raised as it is.
@@ -40,7 +40,7 @@ class dial(AbstractAsyncContextManager[Files]):
 
     def __init__(
         self,
-        address: str | trio.abc.Stream,
+        address: str | trio.abc.Stream | Channel,
         aname: str = "",
         *,
         uname: str | None = None,
@@ -76,7 +76,7 @@ class dial(AbstractAsyncContextManager[Files]):
             stream = address
 
             async def wrap() -> Channel:
-                return StreamChannel(stream)
+                return StreamChannel(stream) if isinstance(stream, trio.abc.Stream) else stream
 
             self._connect, self._peer = wrap, type(address).__name__
         self._redials = isinstance(address, str)

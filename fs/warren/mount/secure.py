@@ -42,6 +42,7 @@ class SecureChannel(SocketChannel):
     """A TLS socket, tried before it is waited on."""
 
     _sock: ssl.SSLSocket
+    who: tls.Peer | None = None
 
     async def shake(self, identity: Identity, expect: str) -> tls.Peer:
         """Finish the handshake; the peer if it is whom we EXPECT. OSError says what was wrong."""
@@ -146,14 +147,19 @@ def _presenting(text: bytes, server: str) -> Present:
     return lambda nonce: held.chain + held.prove(nonce, server)
 
 
-async def secured(plain: socket.socket, identity: Identity, expect: str) -> SecureChannel:
-    """A connected socket, under TLS and with the right peer; closed if it has another."""
+async def secured(
+    plain: socket.socket, identity: Identity, expect: str, context: ssl.SSLContext | None = None
+) -> SecureChannel:
+    """A connected socket, under TLS and with the right peer; closed if it has another.
+
+    Another CONTEXT of the identity asks for another protocol: `export_context` to serve the other end.
+    """
     plain.setblocking(False)
-    context = identity.client_context()
+    context = context or identity.client_context()
     wrapped = context.wrap_socket(plain, do_handshake_on_connect=False, server_hostname=None)
     channel = SecureChannel(wrapped)
     try:
-        who = await channel.shake(identity, expect)
+        channel.who = who = await channel.shake(identity, expect)
         if identity.token is not None:
             channel.present = _presenting(identity.token, who.uri or "")
     except BaseException:

@@ -75,6 +75,12 @@ class Reactor:
             sock.close()
             export.refused_connection(f"a connection from {address} was gone at once: {e}")
 
+    def release(self, peer: Peer) -> None:
+        """Its socket is somebody else's from now on."""
+        self.epoll.unregister(peer.sock)
+        del self.peers[peer.sock.fileno()]
+        peer.closed = True
+
     def open(self, listener: socket.socket, door: Callable[[], None]) -> None:
         """Call DOOR whenever somebody waits at LISTENER, until it is closed."""
         self._doors[listener.fileno()] = door

@@ -58,6 +58,8 @@ class Gate:
         self.shaking: Counter[str] = Counter()  # handshakes under way, by address
         self.refused: dict[str, int] = {}
         self.recheck: Callable[[], None] = lambda: None  # set by the listener: end who is revoked, now
+        self.join: Export | None = None  # the one tree for those who have no certificate yet
+        self.exports: Callable[[ssl.SSLSocket, tls.Peer], None] | None = None  # takes who comes to serve us
         self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def turned_away(self, address: str) -> str:
@@ -169,8 +171,7 @@ class SecurePeer(Peer):
         try:
             self.sock.do_handshake()
             self.who = tls.peer(self.sock, self.gate.identity.hive)
-            if self.who.uri is None or self.who.alpn != tls.SERVE:
-                raise tls.Unwelcome("no_protocol", f"{self.who.alpn or 'none'} is not served here")
+            self._choose(self.who)
         except ssl.SSLWantReadError:
             self._wait_for(READ)
         except ssl.SSLWantWriteError:
@@ -180,9 +181,22 @@ class SecurePeer(Peer):
         else:
             self.shaken = True
             self.gate.done(self.address)
-            self.begin(self.who.uri)
+            if self.who.alpn == tls.EXPORT and self.gate.exports is not None:
+                self.reactor.release(self)
+                self.gate.exports(self.sock, self.who)
+                return
+            self.begin(self.who.uri or "any")
             self._wait_for(READ)
             self.readable()  # the first request often comes with the end of the handshake
+
+    def _choose(self, who: tls.Peer) -> None:
+        """What the protocol asks for, if it is to be had here. Without a name one reaches join alone."""
+        if who.alpn == tls.JOIN and self.gate.join is not None:
+            self.export = self.gate.join
+        elif who.uri is None or not (
+            who.alpn == tls.SERVE or (who.alpn == tls.EXPORT and self.gate.exports is not None)
+        ):
+            raise tls.Unwelcome("no_protocol", f"{who.alpn or 'none'} is not served here")
 
     def _wait_for(self, mask: int) -> None:
         if mask != self.mask:
@@ -203,7 +217,9 @@ class SecurePeer(Peer):
                 self._refuse(TimeoutError())
             return
         assert self.who is not None
-        assert self.who.not_after is not None
+        if self.who.not_after is None:
+            super().sweep(now)
+            return
         identity = self.gate.identity
         if time.time() > self.who.not_after.timestamp():
             self.close("the certificate of this session has expired")
