@@ -10,7 +10,7 @@ from typing import TypeVar
 from warren.auth.rights import CREATE, CTL, READ, REMOVE, WRITE
 from warren.p9 import messages as p9
 from warren.p9.codec import untext
-from warren.p9.fields import QTDIR, QTSYMLINK, Qid
+from warren.p9.fields import QTDIR, QTSYMLINK
 from warren.serve.calls import (
     CALLS,
     READ_OVERHEAD,
@@ -26,7 +26,6 @@ from warren.serve.calls import (
 from warren.serve.fid import Fid, Place
 from warren.serve.session import Frame, Reply, Session
 from warren.tree import NOW, Attr, Bytes, Changes, Dirent, Handle, Lock, Maybe, Node, Refused, Statfs
-from warren.tree.errors import absent
 
 T = TypeVar("T")
 _HEAD = struct.Struct("<IBHQ")
@@ -409,5 +408,3 @@ LINUX = CALLS | {
     p9.Txattrwalk: txattrwalk, p9.Txattrcreate: txattrcreate, p9.Treaddir: treaddir, p9.Tfsync: tfsync,
     p9.Tlock: tlock, p9.Tgetlock: tgetlock,
 }  # fmt: skip
-
-__all__ = ["LINUX", "Qid", "absent", "change", "dots", "later", "visible"]

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from warren.auth.blocks import Invalid
 from warren.auth.rights import CTL, READ, WALK, WRITE, Allowed, Grants
 from warren.p9.codec import BadValue
-from warren.p9.messages import Message, Twalk, Twrite, Txattrwalk
+from warren.p9.messages import MESSAGES, Message, Twalk, Twrite, Txattrwalk
 from warren.serve.fid import Fid, Place
 from warren.serve.tokens import Held, Presentation
 from warren.traces.audit import Event
-from warren.tree import Bytes, Maybe, Refused, absent, describe, plain_words
+from warren.tree import Bytes, Lock, Maybe, Refused, absent, describe, plain_words
 
 if TYPE_CHECKING:
     from warren.p9.server import Server
@@ -276,8 +276,6 @@ class Session:
 
     def unlock(self, f: Fid) -> None:
         """Free what was locked through this fid."""
-        from warren.tree import Lock
-
         for owner in f.locked or ():
             f.node.unlock(Lock(False, 0, 0, owner))
         f.locked = None
@@ -342,8 +340,6 @@ class Packers:
         self._half = half
 
     def __getattr__(self, name: str) -> Callable[..., bytes]:
-        from warren.p9.messages import MESSAGES
-
         assert self._half.dialect is not None
         made = self._half.dialect.packer(MESSAGES[name])
         setattr(self, name, made)
