@@ -30,6 +30,7 @@ class Entry:
     blksize: int = 4096
     owner: str = ""
     group: str = ""
+    word: int = 0  # of `tree.node`: STREAM, CTL, ... where the server is one of ours
 
     @property
     def is_dir(self) -> bool:

@@ -12,6 +12,7 @@ from warren.mount.words import Opened, Range, Request, Words
 from warren.p9.codec import text
 from warren.p9.fields import QTDIR, Qid
 from warren.p9.messages import (
+    WARREN,
     Rgetattr,
     Rreaddir,
     Tfsync,
@@ -81,6 +82,7 @@ class Linux(Words):
             r.atime * 10**9 + r.atime_ns, r.mtime * 10**9 + r.mtime_ns,
             r.ctime * 10**9 + r.ctime_ns, r.btime * 10**9 + r.btime_ns,
             r.uid, r.gid, r.nlink, r.rdev, r.blocks, r.blksize, str(r.uid), str(r.gid),
+            r.gen if self.link.version == WARREN else 0,
         )  # fmt: skip
 
     def open(self, flags: int) -> Request:

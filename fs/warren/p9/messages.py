@@ -511,7 +511,7 @@ class Tgetattr(Message):
 
 @message(25, dialects=LINUX)
 class Rgetattr(Message):
-    """As stat(2), with seconds and nanoseconds apart."""
+    """As stat(2), with seconds and nanoseconds apart. In 9P2000.L.warren `gen` is the word of the file."""
 
     valid: u64
     qid: QidField

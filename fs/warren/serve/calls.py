@@ -36,7 +36,7 @@ def tattach(s: Session, m: Tattach) -> Reply:
     names = [name for name in m.aname.split("/") if name]
     for name in names:
         check_name(name)
-    root = Place(s.export.root, "/", None, "/")
+    root = Place(s.export.root.attach(s), "/", None, "/")
 
     def attached(f: Fid) -> Frame:
         f.place.above = None  # `..` never leads above the attach point

@@ -8,6 +8,7 @@ as it is, since its names belong to its users.
 from collections.abc import Iterable
 
 from warren.tree import Bytes, Caller, Dir, Handle, Maybe, Node
+from warren.tree.node import TEXT
 from warren.tree.words import line
 
 
@@ -15,6 +16,7 @@ class ErrStr(Node):
     """The newest error line of the reader's conversation."""
 
     mode = 0o444
+    word = TEXT
 
     def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
         return _ErrStrHandle(caller)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,6 +66,7 @@ class Export:
         self.limits = limits or Limits()
         self.verifier = verifier  # without one no token is asked for, and none counts
         self.freshness: Freshness | None = None  # set where the authority is watched
+        self.admit: Callable[[str, str], None] = lambda op, path: None  # a role that drains refuses here
         self.seq = 1  # moves when the policy does
         self.sessions: set[Session] = set()
         self.started = time.time()

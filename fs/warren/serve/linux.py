@@ -47,13 +47,20 @@ def tgetattr(s: Session, m: p9.Tgetattr) -> Reply:
     if attr.__class__ is Attr:
         # A node that answers with the same object has not changed, and neither has what we packed of it.
         if attr is not f.attr:
-            f.attr, f.packed = attr, s.pack.Rgetattr(0, 0, *attr)[_HEAD.size :]
+            f.attr, f.packed = attr, s.pack.Rgetattr(0, 0, *_told(s, attr))[_HEAD.size :]
         return _HEAD.pack(_HEAD.size + len(f.packed), 25, m.tag, m.mask & _BASIC) + f.packed
     return _getattr_later(s, m, attr)  # type: ignore[arg-type]
 
 
 async def _getattr_later(s: Session, m: p9.Tgetattr, coming: Awaitable[Attr]) -> Frame:
-    return s.pack.Rgetattr(m.tag, m.mask & _BASIC, *await coming)
+    return s.pack.Rgetattr(m.tag, m.mask & _BASIC, *_told(s, await coming))
+
+
+def _told(s: Session, attr: Attr) -> Attr:
+    """What word a file is, our own clients are told; to others `gen` is a generation, and we keep none."""
+    dialect = s.half.dialect
+    ours = dialect is not None and dialect.name == p9.WARREN
+    return attr if ours or not attr.gen else attr._replace(gen=0)
 
 
 def tlopen(s: Session, m: p9.Tlopen) -> Reply:
@@ -226,8 +233,7 @@ def _time(valid: int, asked: int, given: int, seconds: int, nanoseconds: int) ->
 def change(s: Session, trace: int, f: Fid, changes: Changes, done: Callable[[], Frame]) -> Reply:
     """Set attributes; audit says which."""
     detail = " ".join(f"{k}={v}" for k, v in changes._asdict().items() if v is not None)
-    return s.effect("setattr", f.place.path, detail, trace,
-                    lambda: f.node.setattr(changes), lambda _: done())
+    return s.effect("setattr", f.place.path, detail, trace, lambda: f.node.setattr(changes), lambda _: done())
 
 
 def txattrwalk(s: Session, m: p9.Txattrwalk) -> Reply:

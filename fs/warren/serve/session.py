@@ -191,6 +191,7 @@ class Session:
         fresh = self.export.freshness
         if fresh is not None and fresh.strict and fresh.stale:
             raise Refused(503, "revocation=stale: nothing is done until the authority answers", retry_after=5)
+        self.export.admit(op, path)
         event = Event(self.number, self.subject, op, legible(path), legible(detail), trace)
         number, wait = self.export.audit.intent(event)
         if wait is not None:

@@ -31,7 +31,7 @@ from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from warren.tree.errors import Refused
-from warren.tree.node import Bytes, Caller, Changes, Handle, Maybe, Node
+from warren.tree.node import CTL, Bytes, Caller, Changes, Handle, Maybe, Node
 
 MAX_LINE = 4096
 MAX_LINES = 256
@@ -252,6 +252,7 @@ class Ctl(Node):
     mode = 0o600
     is_ctl = True
     swallows_truncate = True
+    word = CTL
     verbs: ClassVar[dict[str, Verb]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -293,8 +294,11 @@ class Ctl(Node):
     def _call(self, words: list[str], number: int) -> Call:
         found = self.verbs.get(words[0])
         if found is None:
-            raise Refused(400, f"no verb {words[0]!r}; the verbs are {', '.join(self.verbs) or 'none'}",
-                          reason="unknown_verb")
+            raise Refused(
+                400,
+                f"no verb {words[0]!r}; the verbs are {', '.join(self.verbs) or 'none'}",
+                reason="unknown_verb",
+            )
         call = found.parse(words[1:])
         return Call(call.verb, call.positional, call.keyed, call.shown, number)
 

@@ -29,6 +29,10 @@ Bytes: TypeAlias = bytes | bytearray | memoryview
 
 _numbers = itertools.count(1)
 
+# What word a synthetic file is, for clients of ours: it travels as `Attr.gen` in the dialect
+# 9P2000.L.warren. A proxy learns from it what needs the right ctl, a FUSE mount what is a stream.
+STORED, TEXT, BYTES, CTL, STREAM, SINK, BLOB, CLONE = range(8)
+
 
 class Attr(NamedTuple):
     """Attributes in the order of the wire, without the mask."""
@@ -152,6 +156,7 @@ class Node:
     mode = 0o400
     is_ctl = False  # guarded by the `ctl` right instead of read and write
     swallows_truncate = False  # truncation succeeds and does nothing (ctl, sinks, streams)
+    word = STORED  # which word of `tree` it is; STORED is a directory, or bytes that a cache may keep
     _number = 0
 
     def qid(self) -> Qid:
@@ -163,7 +168,11 @@ class Node:
     def attr(self) -> Maybe[Attr]:
         """Attributes."""
         kind = {QTDIR: S.S_IFDIR, QTSYMLINK: S.S_IFLNK}.get(self.qtype & (QTDIR | QTSYMLINK), S.S_IFREG)
-        return Attr(self.qid(), kind | self.mode)
+        return Attr(self.qid(), kind | self.mode, gen=self.word)
+
+    def attach(self, caller: Caller) -> "Node":
+        """The root as this caller is to have it: nodes that act for their caller are made for each."""
+        return self
 
     def walk(self, name: str) -> Maybe["Node"]:
         """The child of that name, or the refusal `absent()`. `..` never comes here."""
@@ -256,10 +265,18 @@ class Node:
 
 
 __all__ = [
+    "BLOB",
+    "BYTES",
+    "CLONE",
+    "CTL",
     "NOW",
     "QTDIR",
     "QTFILE",
     "QTSYMLINK",
+    "SINK",
+    "STORED",
+    "STREAM",
+    "TEXT",
     "Attr",
     "Bytes",
     "Caller",

@@ -22,7 +22,7 @@ from typing import Literal
 
 import trio
 from warren.tree.errors import Refused
-from warren.tree.node import Bytes, Caller, Changes, Handle, Maybe, Node
+from warren.tree.node import STREAM, Bytes, Caller, Changes, Handle, Maybe, Node
 
 WouldBlock = trio.WouldBlock
 
@@ -55,6 +55,7 @@ class Stream(Node):
 
     mode = 0o400
     swallows_truncate = True
+    word = STREAM
 
     def __init__(self, start: Callable[[], Cursor]) -> None:
         self.start = start

@@ -18,7 +18,22 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from warren.p9.fields import QTDIR
 from warren.tree.ctl import Ctl, CtlHandle
 from warren.tree.errors import Refused
-from warren.tree.node import Attr, Bytes, Caller, Changes, Dirent, Handle, Maybe, Node, absent
+from warren.tree.node import (
+    BLOB,
+    BYTES,
+    CLONE,
+    SINK,
+    TEXT,
+    Attr,
+    Bytes,
+    Caller,
+    Changes,
+    Dirent,
+    Handle,
+    Maybe,
+    Node,
+    absent,
+)
 
 MAX_TEXT = 4096
 O_ACCMODE, O_TRUNC, O_EXCL = 0o3, 0o1000, 0o200
@@ -80,6 +95,7 @@ class Text(Node):
     """A value as a line. One write sets it; what is read was true at one moment."""
 
     swallows_truncate = True
+    word = TEXT
 
     def __init__(
         self, get: Callable[[], Maybe[str]], set: Callable[[str], Maybe[None]] | None = None
@@ -142,6 +158,8 @@ async def after(coming: Awaitable[object], count: int) -> int:
 class File(Node):
     """Bytes at offsets."""
 
+    word = BYTES
+
     def __init__(
         self,
         read_at: Callable[[int, int], Maybe[Bytes]],
@@ -154,7 +172,7 @@ class File(Node):
 
     def attr(self) -> Maybe[Attr]:
         size = self.size() if self.size else 0
-        return Attr(self.qid(), 0o100000 | self.mode, size=size, blocks=-(-size // 512))
+        return Attr(self.qid(), 0o100000 | self.mode, size=size, blocks=-(-size // 512), gen=BYTES)
 
     def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
         if flags & (O_ACCMODE | O_TRUNC) and self.write_at is None:
@@ -198,6 +216,7 @@ class Sink(Node):
 
     mode = 0o200
     swallows_truncate = True
+    word = SINK
 
     def __init__(self, put: Callable[[bytes], Maybe[Reply]]) -> None:
         self.put = put
@@ -247,6 +266,7 @@ class Blob(Node):
 
     mode = 0o200
     swallows_truncate = True
+    word = BLOB
 
     def __init__(
         self,
@@ -342,6 +362,7 @@ class Clone(Node):
     mode = 0o600
     is_ctl = True
     swallows_truncate = True
+    word = CLONE
 
     def __init__(self, make: Callable[[], Maybe["Life"]]) -> None:
         self.make = make

@@ -34,12 +34,12 @@ class Guard:
 
     def __init__(
         self, identity: Identity, *, watch: str | None = None, strict: bool = False,
-        expect: str = "role/*/*", tell: Callable[[str], None] = lambda said: None,
+        aname: str = "", expect: str = "role/*/*", tell: Callable[[str], None] = lambda said: None,
     ) -> None:  # fmt: skip
         self.identity = identity
         self.gate = Gate(identity)
         self.tell = tell
-        self.watches, self.strict, self.expect = watch, strict, expect
+        self.watches, self.aname, self.strict, self.expect = watch, aname, strict, expect
         issuers = self._minters()
         counts = watch is not None or bool(issuers)
         self.verifier = Verifier(by_id(issuers), identity.uri) if counts else None
@@ -79,7 +79,14 @@ class Guard:
             if self.watches is not None:
                 export.freshness = Freshness(self.strict)
                 self.watch = Watch(
-                    self.watches, self.identity, export, self.gate, export.freshness, self.expect, self.tell
+                    self.watches,
+                    self.identity,
+                    export,
+                    self.gate,
+                    export.freshness,
+                    self.expect,
+                    self.tell,
+                    self.aname,
                 )
                 nursery.start_soon(self.watch.run)
                 nursery.start_soon(self._say_when_stale, export.freshness)

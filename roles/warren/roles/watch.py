@@ -43,7 +43,9 @@ class Watch:
         freshness: Freshness,
         expect: str = "role/*/*",
         tell: Callable[[str], None] = lambda said: None,
+        aname: str = "",
     ) -> None:
+        self.aname = aname  # where below the address the authority's tree is
         self.address, self.identity, self.export, self.gate = address, identity, export, gate
         self.freshness, self.expect, self.tell = freshness, expect, tell
         self.applied = trio.lowlevel.ParkingLot()
@@ -54,7 +56,8 @@ class Watch:
         pause = 0.1
         while True:
             try:
-                async with dial(self.address, identity=self.identity, expect=self.expect) as files:
+                me, expect = self.identity, self.expect
+                async with dial(self.address, self.aname, identity=me, expect=expect) as files:
                     await self._follow(files)
             except* (OSError, ValueError) as group:  # whatever it said that cannot be understood, too
                 self._tell(_first(group))
