@@ -32,6 +32,7 @@ COMMANDS = {
     "audit": "read and verify an audit",
     "ca": "the hive's certificate authority",
     "token": "make, narrow and check capabilities",
+    "doctor": "what this host has, and what each lack costs",
     "completion": "completion for a shell",
     "help": "manuals",
 }

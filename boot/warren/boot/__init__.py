@@ -1,0 +1,1 @@
+"""Machines: what this host can boot, and how it is told."""
