@@ -3,6 +3,7 @@
     python -m tests.bench [--rounds N] [--seconds S] [--only NAME,...] [--dir DIR]
                           [--detail] [--ceiling] [--json FILE]
                           [--subject NAME] [--against NAME]
+    python -m tests.bench fuse ...          mounts instead: see `fuse --help`
 
 Both servers serve the same directory over TCP on 127.0.0.1, ours with policy,
 trace and audit on. For each scenario they are loaded in turn, A B A B …, and
@@ -78,6 +79,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from . import fuse_mount
 from .processes import SERVERS, BenchError, Room, Running
 
 Figures = dict[str, Any]
@@ -308,6 +310,9 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[Sce
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if arguments is None else arguments
+    if words[:1] == ["fuse"]:
+        return fuse_mount.main(words[1:], machine)
     options, scenarios = parse(arguments)
     results: list[Result] = []
     try:

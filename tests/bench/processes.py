@@ -1,6 +1,7 @@
 """The programs of a benchmark: built, started, waited for, ended.
 
     build(secure)               compile loadgen and canned into .cache/bench/, and loadgen-tls
+    warren_serving(room)        our server over `room.data` on a unix socket, as a context: its address
     marked_file(path, size)     the file that is read: every 4 KiB begins with its offset
     SERVERS[name](room)         the command line of a server over `room.data`
     Running(name, room)         that server, up and listening, as a context
@@ -26,7 +27,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -148,6 +150,30 @@ def warren(room: Room, port: int, name: str = "warren") -> list[str]:
     if not program.exists():
         raise BenchError(f"{program} does not exist: make setup")
     return [str(program), *warren_arguments(room, port, name)]
+
+
+@contextmanager
+def warren_serving(room: Room) -> Iterator[str]:
+    """Our server on a unix socket, for whom its own user mounts; everything switched on."""
+    sock = room.kept / "sock"
+    program = str(Path(sys.executable).with_name("warren"))
+    with (room.kept / "serve.out").open("w+") as said:
+        process = subprocess.Popen(
+            [program, "serve", "disk", str(room.data), "--audit", str(room.kept / "audit"),
+             "--allow", f"local {hive.ALLOWED}", "--listen", f"unix!{sock}"],
+            stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not sock.exists():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    said.seek(0)
+                    raise BenchError(f"warren does not listen on {sock}: {said.read().strip()}")
+                time.sleep(0.02)
+            yield f"unix!{sock}"
+        finally:
+            process.terminate()
+            process.wait(10)
 
 
 def stunnel(room: Room, port: int, behind: int) -> list[str]:

@@ -18,7 +18,6 @@ from warren.p9.messages import PLAIN, WARREN
 from warren.servers.demo import Demo
 from warren.servers.disk import Disk
 from warren.servers.disk.handle import OpenFile
-from warren.servers.disk.locks import Locks
 from warren.servers.disk.node import Entry
 from warren.tree import (
     Attr,
@@ -45,6 +44,7 @@ from warren.tree import (
     absent,
     verb,
 )
+from warren.tree.locks import Locks
 
 
 def made(root: Callable[[], Node]) -> RootMaker:

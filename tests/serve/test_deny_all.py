@@ -20,11 +20,23 @@ from warren.auth.rights import Policy
 from warren.p9 import messages as p9
 from warren.p9.fields import NOFID, QTDIR
 from warren.p9.messages import ALL, PLAIN, Message, Rattach, Rerror, Rlerror
+from warren.servers.ca import Ca
 from warren.servers.cap import Cap
 from warren.servers.demo import Demo
+from warren.servers.dev import Dev
 from warren.servers.disk import Disk
+from warren.servers.log import Log
+from warren.servers.proc import Lifecycle, Proc
+from warren.servers.ram import Ram
+from warren.servers.role import RoleFiles
+from warren.servers.srv import Srv
+from warren.store import MemoryStore
+from warren.traces.audit import AuditMemory
+from warren.traces.audit.text import audit_text
 from warren.tree import Handle, Node
 
+from tests.servers.clock import StillClock
+from tests.servers.ports import Crowd, Nobody, TheRole
 from tests.wire import EVERYTHING, Wire, served
 
 
@@ -47,8 +59,49 @@ def a_cap(folder: Path) -> Node:
     return Cap(folder / "ca")
 
 
+def a_ca(folder: Path) -> Node:
+    CA.create(folder / "ca", "hive")
+    return Ca(folder / "ca", MemoryStore())
+
+
+def a_dev(folder: Path) -> Node:
+    return Dev(StillClock(), "1", lambda: "")
+
+
+def a_log(folder: Path) -> Node:
+    log = Log(folder / "log", StillClock(), audit=audit_text(AuditMemory()), bound=100)
+    for _ in range(9):
+        log.event("tick")
+    return log
+
+
+def a_proc(folder: Path) -> Node:
+    return Proc(Lifecycle(StillClock()), ns=str, boot=dict, sessions=Crowd())
+
+
+def a_ram(folder: Path) -> Node:
+    ram = Ram(dirs=("a/b",))
+    ram.symlink("link", "a", 0)
+    ram.create("file", 0, 0o644, 0, Nobody())
+    return ram
+
+
+def a_role(folder: Path) -> Node:
+    return RoleFiles(TheRole())
+
+
+def a_srv(folder: Path) -> Node:
+    srv = Srv(StillClock(), lambda *post: None, lambda name: None)
+    for name in ("one", "two", "three"):
+        srv.create(name, 1, 0o644, 0, Nobody())
+    return srv
+
+
 # How to build one of each. The key is the module of warren.servers.
-BUILT: dict[str, Callable[[Path], Node]] = {"cap": a_cap, "demo": a_demo, "disk": a_disk}
+BUILT: dict[str, Callable[[Path], Node]] = {
+    "ca": a_ca, "cap": a_cap, "demo": a_demo, "dev": a_dev, "disk": a_disk, "log": a_log, "proc": a_proc,
+    "ram": a_ram, "role": a_role, "srv": a_srv,
+}  # fmt: skip
 
 
 def server_modules() -> list[str]:

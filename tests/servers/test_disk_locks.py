@@ -16,8 +16,8 @@ from hypothesis.stateful import (
     rule,
 )
 from warren.servers.disk import Disk
-from warren.servers.disk.locks import END, MAX_RANGES, MAX_WAITERS, Key, Locks, Owner, Waiter
 from warren.tree import Lock, Node, Refused
+from warren.tree.locks import END, MAX_RANGES, MAX_WAITERS, Key, Locks, Owner, Waiter
 
 KEY: Key = (1, 2)
 SPACE = 12  # bytes the model looks at; the last one stands for all beyond

@@ -66,7 +66,7 @@ def test_help_lists_every_command_and_no_inner_one(run: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "warren: a COMMAND is missing; there are ls, cat,"),
+        ([], "warren: a COMMAND is missing; there are up, down, status, ls,"),
         (["lss"], "warren: there is no command lss, but there is ls; see warren help\n"),
         (["\x1b[31m"], "warren: there is no command \\x1b[31m; see warren help\n"),
         (["help", "nope"], "warren help: there is no command nope; see warren help\n"),

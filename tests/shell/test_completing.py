@@ -17,7 +17,7 @@ from tests.shell.running import WARREN, Served, environment
         ([""], [*COMMANDS, "--help", "--version"]),
         (["c"], ["cat", "ctl", "ca", "completion"]),
         (["nope", ""], []),
-        (["tail", "-"], ["-f", "-n", "--at", "--id", "--expect", "--aname", "--json", "--dry-run",
+        (["tail", "-"], ["-f", "-n", "--at", "--state", "--id", "--expect", "--aname", "--json", "--dry-run",
                          "-h", "--help"]),
         (["serve", "d"], ["disk", "demo"]),
         (["ca", "r"], ["revoke", "rotate", "region", "restore"]),
@@ -77,11 +77,11 @@ def test_bash_completes(demo: Served) -> None:
         PATH={WARREN.parent}:$PATH
         source <(warren completion bash)
         complete -p warren
-        for line in 'warren st' 'warren ctl / s' 'warren ctl / say hi ti'; do
+        for line in 'warren sta' 'warren ctl / s' 'warren ctl / say hi ti'; do
             COMP_WORDS=($line) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
             _warren
             echo "${{COMPREPLY[@]}}"
         done
     """
     done = subprocess.run(["bash", "-c", script], env=environment(demo.at), capture_output=True, text=True)
-    assert done.stdout.splitlines() == ["complete -o default -F _warren warren", "stat", "say", "times="]
+    assert done.stdout.splitlines() == ["complete -o default -F _warren warren", "status stat", "say", "times="]

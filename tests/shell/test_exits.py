@@ -56,7 +56,7 @@ def test_no_server_is_no_missing_file(run: Command, tmp_path: Path) -> None:
     done = run("ls", "/", at=f"unix!{tmp_path}/none")
     assert done.code == 7
     assert done.err.startswith(
-        f"warren: unix!{tmp_path}/none: No such file or directory; start a server there"
+        f"warren: unix!{tmp_path}/none: No such file or directory; start one there with warren up or warren serve"
     )
     assert run("ls", "--at", "tcp!127.0.0.1!1", "/").code == 7
 
@@ -71,11 +71,11 @@ def test_the_address_is_the_option_then_the_variable_then_the_hives(
     run: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    hive = ".local/state/warren/default/run/demo/sock"
+    hive = ".local/state/warren/default/run/queen/sock"
     assert f"unix!{tmp_path}/{hive}: " in run("ls").err
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "xdg"))
-    assert f"unix!{tmp_path}/xdg/warren/default/run/demo/sock: " in run("ls").err
+    assert f"unix!{tmp_path}/xdg/warren/default/run/queen/sock: " in run("ls").err
     monkeypatch.setenv("WARREN_STATE", str(tmp_path / "state"))
-    assert f"unix!{tmp_path}/state/run/demo/sock: " in run("ls").err
+    assert f"unix!{tmp_path}/state/run/queen/sock: " in run("ls").err
     assert "unix!/variable: " in run("ls", at="unix!/variable").err
     assert "unix!/option: " in run("ls", "--at", "unix!/option").err

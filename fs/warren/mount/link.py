@@ -24,11 +24,12 @@ from __future__ import annotations
 import errno
 import math
 import random
-from collections.abc import Sequence
+import socket
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
-from warren.mount.address import Channel, Present, rest
+from warren.mount.address import Channel, Present, SocketChannel, rest
 from warren.mount.errors import refusal
 from warren.p9.client import MSIZE, VERSIONS, Call, Client, State
 from warren.p9.codec import BadFrame, BadValue
@@ -103,6 +104,9 @@ class Link:
         self._next_check = math.inf
         self._check = trio.CancelScope()
         self._scope = trio.CancelScope()
+        self._reading = trio.CancelScope()
+        self._taken: socket.socket | None = None
+        self.on_loss: Callable[[], None] | None = None
 
     @property
     def lost(self) -> bool:
@@ -178,6 +182,10 @@ class Link:
         """
         if not call.settled:
             await self._settle(op, call, flush)
+        return self.outcome(op, call)
+
+    def outcome(self, op: Op, call: Call) -> Message:
+        """What `finish` returns or raises, of a call that is settled or was given up."""
         if call.state is State.LOST:
             raise self._gone(op)
         if call.reply is None:
@@ -221,6 +229,9 @@ class Link:
             trio.lowlevel.reschedule(call.owner)
             call.owner = None
             self._waiting -= 1
+        elif callable(call.owner):
+            told, call.owner = call.owner, None
+            told()
 
     async def _give_up(self, call: Call, flush: bool) -> None:
         if not self.version:
@@ -268,6 +279,56 @@ class Link:
         if self.why:
             call.state = State.LOST
         return call
+
+    # Without a task of one's own. `call.owner = f` has f() called when the call is settled, in the task
+    # that settles it; f must not raise.
+
+    def send(self) -> None:
+        """Send what was queued, as far as that needs no waiting; the rest follows."""
+        if self._unsent or self.why:
+            return
+        parts = self.half.take()
+        if not parts:
+            return
+        try:
+            n = self._channel.send_now(parts)
+        except OSError as e:
+            self._broke(e)
+            return
+        if n < sum(map(len, parts)):
+            self._unsent = rest(parts, n)
+            self._wake_writer()
+
+    def let_go(self, fid: int) -> None:
+        """Clunk a fid with whatever is sent next, and do not wait for it."""
+        if not self.why:
+            self.half.request(Tclunk, fid)
+
+    def take_over(self) -> socket.socket | None:
+        """From now on the caller receives, by `receive_now` whenever this socket is readable.
+
+        None for a channel that is no plain socket; there the link goes on receiving by itself.
+        """
+        if not isinstance(self._channel, SocketChannel):
+            return None
+        self._taken = self._channel.socket
+        self._reading.cancel()
+        return self._taken
+
+    def receive_now(self) -> None:
+        """Take what came on the socket that was taken over."""
+        assert self._taken is not None
+        try:
+            if n := self._taken.recv_into(self.half.space()):
+                self._settled(n)
+            else:
+                self._lose("the peer closed it")
+        except BlockingIOError:
+            pass
+        except OSError as e:
+            self._broke(e)
+        except BadFrame as e:
+            self._lose(f"the peer broke the protocol: {e}")
 
     # Sending
 
@@ -322,7 +383,10 @@ class Link:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write)
                     nursery.start_soon(self._watch)
-                    await self._read()
+                    with self._reading:
+                        await self._read()
+                    if self._taken is not None and not self.why:
+                        await trio.sleep_forever()
                     nursery.cancel_scope.cancel()
         finally:
             self._lose("closed")
@@ -346,21 +410,14 @@ class Link:
             self._wake(call)
         self._unsent = []
         self._scope.cancel()
+        if self.on_loss is not None:
+            self.on_loss()
 
     async def _read(self) -> None:
         half, receive = self.half, self._channel.receive
         try:
             while n := await receive(half.space()):
-                for call in half.received(n):
-                    owner = call.owner
-                    if owner is None:
-                        continue
-                    if owner is _ABANDONED:
-                        self._throw_away(call)
-                    else:
-                        call.owner = None
-                        self._waiting -= 1
-                        trio.lowlevel.reschedule(owner)
+                self._settled(n)
                 if half.pending and not half.version:
                     self._wake_writer()  # the next dialect is offered
             self._lose("the peer closed it")
@@ -368,6 +425,22 @@ class Link:
             self._broke(e)
         except BadFrame as e:
             self._lose(f"the peer broke the protocol: {e}")
+
+    def _settled(self, n: int) -> None:
+        """N bytes came: tell the owners of what they settle."""
+        for call in self.half.received(n):
+            owner = call.owner
+            if owner is None:
+                continue
+            if owner is _ABANDONED:
+                self._throw_away(call)
+                continue
+            call.owner = None
+            if isinstance(owner, trio.lowlevel.Task):
+                self._waiting -= 1
+                trio.lowlevel.reschedule(owner)
+            else:
+                owner()
 
     def _throw_away(self, call: Call) -> None:
         """A reply that nobody waits for came late; do not keep the fid it made."""

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import inspect
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from warren.auth.rights import CREATE, CTL, READ, REMOVE, WALK, WRITE
 from warren.p9.fields import NOFID, QTDIR, Qid
@@ -16,7 +17,8 @@ from warren.p9.messages import Tattach, Tauth, Tclunk, Tread, Tremove, Twalk, Tw
 from warren.serve.fid import Fid, Place
 from warren.serve.session import Frame, Parts, Reply, Session
 from warren.serve.tokens import present, tauth
-from warren.tree import Bytes, Call, Clone, CloneHandle, Ctl, CtlHandle, Handle, Node, Refused, absent
+from warren.tree import Bytes, Clone, CloneHandle, Command, Control, Handle, Node, Refused, absent
+from warren.tree.node import CLONE
 
 O_ACCMODE, O_WRONLY, O_RDWR = 0o3, 0o1, 0o2
 O_CREAT, O_EXCL, O_TRUNC, O_NONBLOCK = 0o100, 0o200, 0o1000, 0o4000
@@ -175,7 +177,7 @@ def open_fid(s: Session, m_trace: int, f: Fid, flags: int, done: Callable[[], Fr
 
     if isinstance(node, Clone) and f.place.above is None:
         raise Refused(400, "what a clone file makes stands beside it: attach to its directory")
-    if writes or flags & O_TRUNC or isinstance(node, Clone):
+    if writes or flags & O_TRUNC or node.word == CLONE:
         detail = "truncate" if flags & O_TRUNC else ""
         return s.effect("open", f.place.path, detail, m_trace, lambda: node.open(flags, s), opened)
     handle = node.open(flags, s)
@@ -262,7 +264,7 @@ def twrite(s: Session, m: Twrite) -> Reply:
     if handle.record:
         if len(m.data) >= s.half.iounit:
             raise Refused(413, f"a record is less than {s.half.iounit} bytes here")
-        if isinstance(handle, CtlHandle):
+        if isinstance(handle, Control):
             return _control(s, m, f, handle)
     done = handle.write(m.offset, m.data)
     if done.__class__ is int:
@@ -279,25 +281,29 @@ async def _write_later(s: Session, tag: int, f: Fid, coming: Awaitable[int]) -> 
     return s.pack.Rwrite(tag, n)
 
 
-def _control(s: Session, m: Twrite, f: Fid, handle: CtlHandle) -> Reply:
+def _control(s: Session, m: Twrite, f: Fid, handle: Control) -> Reply:
     """Parse every line, decide every verb, then run them in order, each with its own audit record."""
-    ctl, size = handle.ctl, len(m.data)
-    calls = ctl.parse(bytes(m.data))
-    for call in calls:
-        if not f.allowed.verb(call.verb.name):
-            raise Refused(403, f"you may not {call.verb.name} on {f.place.path}")
-    return _run_calls(s, m.tag, m.trace, f, ctl, handle, calls, size)
+    size = len(m.data)
+    commands = handle.commands(bytes(m.data))
+    for command in commands:
+        _may_run(f, command)
+    return _run_commands(s, m.tag, m.trace, f, handle, commands, size)
 
 
-async def _run_calls(
-    s: Session, tag: int, trace: int, f: Fid, ctl: Ctl, handle: CtlHandle, calls: list[Call], size: int
+def _may_run(f: Fid, command: Command) -> None:
+    for name in command.names:
+        if not f.allowed.verb(name):
+            raise Refused(403, f"you may not {name} on {f.place.path}")
+
+
+async def _run_commands(
+    s: Session, tag: int, trace: int, f: Fid, handle: Control, commands: Sequence[Command], size: int
 ) -> Frame:
     said = []
-    for call in calls:
+    for command in commands:
         if f.seq != s.export.seq:
             s.decide(f)
-        if not f.allowed.verb(call.verb.name):
-            raise Refused(403, f"you may not {call.verb.name} on {f.place.path}")
+        _may_run(f, command)
 
         def keep(result: str | None) -> Frame:
             if result is not None:
@@ -305,13 +311,14 @@ async def _run_calls(
             return b""
 
         try:
-            path = f"{f.place.path}#{call.verb.name}"
-            done = s.effect("ctl", path, call.shown, trace, lambda call=call: call.run(ctl, s), keep)  # type: ignore[misc]
+            path = f"{f.place.path}#{','.join(command.names)}"
+            run = partial(handle.run, command, s)
+            done = s.effect("ctl", path, command.shown, trace, run, keep)
             if inspect.isawaitable(done):
                 await done
         except OSError as e:
-            if len(calls) > 1:
-                raise _on_line(call.line, e) from e
+            if len(commands) > 1:
+                raise _on_line(command.line, e) from e
             raise
     if said:
         handle.says = "".join(said).encode()

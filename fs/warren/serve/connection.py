@@ -141,6 +141,7 @@ class Connection:
             else:
                 self._park(m, reply)  # type: ignore[arg-type]
         session.operations += done
+        session.sent += _BURST - room
 
     def _special(self, m: Message) -> dict[type[Message], Call]:
         """What has no call: a version exchange, a flush, or a message without a right."""
@@ -156,6 +157,7 @@ class Connection:
         elif isinstance(m, Tflush):
             pending = self.half.flush(m)
             if pending is not None:
+                self.export.flushed += 1
                 self._parked[pending].cancel("flushed")
         else:
             raise BadFrame(f"{type(m).__name__} is no request")
@@ -210,6 +212,7 @@ class Connection:
         m, session = parked.pending.message, self.session
         if reply is not None:
             session.operations += 1
+            session.sent += sum(map(len, reply))
             if session.token is not None:
                 session.token.spent(m, sum(map(len, reply)) - READ_OVERHEAD)
             session.trace_ok(m, parked.path)

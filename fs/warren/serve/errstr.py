@@ -1,36 +1,14 @@
-"""/dev/errstr: the newest error of the conversation that reads it.
+"""/dev/errstr for trees that lack it.
 
-An errno loses the reason. A tree that has ctl files, sinks or other words therefore shows this file
-beside its own: `with_errstr` lays it over a root of words. A root that is no `Dir` (a disk) is left
-as it is, since its names belong to its users.
+A tree that has ctl files, sinks or other words shows this file beside its own: `with_errstr` lays it
+over a root of words, unless it has it. A root that is no `Dir` (a disk) is left as it is, since its
+names belong to its users.
 """
 
 from collections.abc import Iterable
 
-from warren.tree import Bytes, Caller, Dir, Handle, Maybe, Node
-from warren.tree.node import TEXT
-from warren.tree.words import line
-
-
-class ErrStr(Node):
-    """The newest error line of the reader's conversation."""
-
-    mode = 0o444
-    word = TEXT
-
-    def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
-        return _ErrStrHandle(caller)
-
-
-class _ErrStrHandle(Handle):
-    def __init__(self, caller: Caller) -> None:
-        self.caller = caller
-        self.says = b""
-
-    def read(self, offset: int, count: int) -> Maybe[Bytes]:
-        if offset == 0:
-            self.says = line(self.caller.last_error)
-        return self.says[offset : offset + count]
+from warren.tree import Dir, Maybe, Node
+from warren.tree.errstr import ErrStr
 
 
 class _Over(Dir):
@@ -62,5 +40,7 @@ def with_errstr(root: Node) -> Node:
     if not isinstance(root, Dir) or type(root).walk is not Dir.walk:
         return root
     dev = root.entries.get("dev")
+    if isinstance(dev, Dir) and isinstance(dev.entries.get("errstr"), ErrStr):
+        return root
     over = _Over(dev if isinstance(dev, Dir) else Dir(), "errstr", ErrStr())
     return _Over(root, "dev", over)

@@ -18,13 +18,16 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from errno import EDQUOT
 from typing import TYPE_CHECKING
 
 from warren.auth.rights import Grants, Policy
 from warren.serve.errstr import with_errstr
 from warren.traces.audit import Audit, Event
+from warren.traces.denial import Denial, denial
 from warren.traces.ring import Entry, TraceRing
 from warren.tree import Node
+from warren.tree.ports import Conversation, Pressure
 
 if TYPE_CHECKING:
     from warren.auth.watch import Freshness
@@ -67,8 +70,12 @@ class Export:
         self.verifier = verifier  # without one no token is asked for, and none counts
         self.freshness: Freshness | None = None  # set where the authority is watched
         self.admit: Callable[[str, str], None] = lambda op, path: None  # a role that drains refuses here
+        self.denied: Callable[[Denial], None] = lambda denial: None  # a log of denials; must not raise
         self.seq = 1  # moves when the policy does
         self.sessions: set[Session] = set()
+        self.past = 0  # operations of sessions that are gone
+        self.flushed = 0  # requests whose answer was no longer wanted
+        self.busy = self.quota = self.cut = self.refused = 0  # see Pressure
         self.started = time.time()
         self._numbers = itertools.count(1)
 
@@ -99,15 +106,30 @@ class Export:
         """A trace id for an error whose request brought none."""
         return int.from_bytes(os.urandom(8), "big") or 1
 
-    def failed(self, session: Session, op: str, path: str, code: int, text: str, trace: int) -> None:
+    def failed(
+        self, session: Session, op: str, path: str, code: int, text: str, trace: int, errno: int = 0
+    ) -> None:
         """Record an error; denials are audited too."""
         self.trace.fail(Entry(time.time(), session.number, op, path, code, trace, text))
         if code in (401, 403):
             shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             self.audit.note(Event(session.number, session.subject, op, shown, "denied", trace), code)
+            self.deny(session.subject, op, shown, code, text.partition(":")[0].partition(" ")[2], trace)
+        elif op == "connection":
+            self.cut += 1
+        elif code == 507 or errno == EDQUOT:
+            self.quota += 1
+        elif code == 429:
+            self.busy += 1
+
+    def deny(self, subject: str, op: str, path: str, code: int, reason: str, trace: int) -> None:
+        """Count a denial and tell the log of denials."""
+        self.refused += 1
+        self.denied(denial(subject, op, path, code, reason, trace))
 
     def refused_connection(self, why: str) -> None:
         """A connection was turned away before it was one."""
+        self.busy += 1
         self.trace.fail(Entry(time.time(), 0, "connection", "-", 429, self.new_trace(), why))
 
     def refused_handshake(self, address: str, reason: str, detail: str) -> None:
@@ -115,6 +137,19 @@ class Export:
         trace = self.new_trace()
         self.trace.fail(Entry(time.time(), 0, "handshake", address, 401, trace, f"{reason}: {detail}"))
         self.audit.note(Event(0, "", "handshake", address, reason, trace), 401)
+        self.deny("", "handshake", address, 401, reason, trace)
+
+    def conversations(self) -> list[Conversation]:
+        """Every session there is, in order of their numbers."""
+        return [s.conversation() for s in sorted(self.sessions, key=lambda s: s.number)]
+
+    def conversation(self, number: int) -> Conversation | None:
+        """The session with that number."""
+        return next((s.conversation() for s in self.sessions if s.number == number), None)
+
+    def pressure(self) -> Pressure:
+        """How often work was turned away."""
+        return Pressure(self.busy, self.quota, self.cut, self.refused)
 
     def statistics(self) -> Mapping[str, int]:
         """Counts for people and for scraping."""
@@ -122,6 +157,8 @@ class Export:
             "sessions": len(self.sessions),
             "fids": sum(len(s.fids) for s in self.sessions),
             "parked": sum(s.parked for s in self.sessions),
-            "operations": sum(s.operations for s in self.sessions),
+            "outstanding": sum(len(s.half.outstanding) for s in self.sessions),
+            "operations": self.past + sum(s.operations for s in self.sessions),
             "errors": self.trace.failed,
+            "flushed": self.flushed,
         }

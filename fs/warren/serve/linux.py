@@ -139,7 +139,7 @@ def tmknod(s: Session, m: p9.Tmknod) -> Reply:
     if m.mode & _S_IFMT in (0, _S_IFREG):
 
         def made(made: tuple[Node, Handle]) -> Frame:
-            made[1].close()
+            made[1].abandon()
             return s.pack.Rmknod(m.tag, made[0].qid())
 
         return s.effect("create", path, "", m.trace,
@@ -388,9 +388,23 @@ def tlock(s: Session, m: p9.Tlock) -> Reply:
         return s.pack.Rlock(m.tag, 0)
 
     got = f.node.lock(lock)
-    if got is False and m.flags & _BLOCK:
+    if isinstance(got, Awaitable):
+        return _lock_later(got, f.node, lock, bool(m.flags & _BLOCK), locked)
+    if not got and m.flags & _BLOCK:
         return later(s, f.node.wait_lock(lock), lambda _: locked(True))
-    return later(s, got, locked)
+    return locked(got)
+
+
+async def _lock_later(
+    coming: Awaitable[bool], node: Node, lock: Lock, block: bool, locked: Callable[[bool | None], Frame]
+) -> Frame:
+    got = await coming
+    if not got and block:
+        waiting = node.wait_lock(lock)
+        if isinstance(waiting, Awaitable):
+            await waiting
+        got = True
+    return locked(got)
 
 
 def tgetlock(s: Session, m: p9.Tgetlock) -> Reply:

@@ -22,7 +22,8 @@ from warren.p9.messages import MESSAGES, Message, Twalk, Twrite, Txattrwalk
 from warren.serve.fid import Fid, Place
 from warren.serve.tokens import Held, Presentation
 from warren.traces.audit import Event
-from warren.tree import Bytes, Lock, Maybe, Refused, absent, describe, plain_words
+from warren.tree import Bytes, Lock, Maybe, Refused, absent, describe, plain_words, trace_of
+from warren.tree.ports import Conversation
 
 if TYPE_CHECKING:
     from warren.p9.server import Server
@@ -51,6 +52,8 @@ class Session:
         self.at: str = "-"  # the path of the request being answered, for the trace
         self.last_error = ""
         self.operations = 0
+        self.sent = 0  # bytes of replies
+        self.written = 0  # bytes of file data taken, by fids that are closed
         self.parked = 0
         self.pack: Packers = Packers(half)
         export.sessions.add(self)
@@ -129,7 +132,9 @@ class Session:
     def end(self, why: str) -> None:
         """This session may do nothing any more; whoever drives its connection closes it."""
         if not self.ended:
-            self.export.audit.note(Event(self.number, self.subject, "token", "-", why), 401)
+            trace = self.export.new_trace()
+            self.export.audit.note(Event(self.number, self.subject, "token", "-", why, trace), 401)
+            self.export.deny(self.subject, "token", "-", 401, why, trace)
         self.ended = self.ended or why
         self.grants = Grants(())
         for f in self.fids.values():
@@ -237,7 +242,7 @@ class Session:
 
     def refusal(self, m: Message, e: Exception, path: str) -> bytes:
         """The error reply, after it was recorded where one would look for it."""
-        trace = m.trace or self.export.new_trace()
+        trace = (trace_of(e) if isinstance(e, OSError) else 0) or m.trace or self.export.new_trace()
         detail = ""
         if not isinstance(e, OSError):
             wrong = isinstance(e, BadValue)
@@ -250,7 +255,7 @@ class Session:
         # pipelined behind a refused walk and so has no fid.
         if errno != EBADF and not (isinstance(m, Twalk | Txattrwalk) and errno in (ENOENT, ENODATA)):
             self.last_error = text
-        self.export.failed(self, type(m).__name__, path, code, detail or line, trace)
+        self.export.failed(self, type(m).__name__, path, code, detail or line, trace, errno)
         if isinstance(m, Twrite):
             f = self.fids.get(m.fid)
             if f is not None and f.handle is not None and f.handle.tells and f.reads:
@@ -287,6 +292,7 @@ class Session:
             self.export.audit.note(
                 Event(self.number, self.subject, "wrote", legible(f.place.path), f"bytes={f.moved}"), 0
             )
+            self.written += f.moved
             f.moved = 0
 
     def reset(self) -> None:
@@ -325,6 +331,18 @@ class Session:
         """The connection is gone."""
         self.reset()
         self.export.sessions.discard(self)
+        self.export.past += self.operations
+        self.operations = 0
+
+    def conversation(self) -> Conversation:
+        """This session as it is now, for whoever looks."""
+        dialect = self.half.dialect
+        state = "ended" if self.ended else "attached" if self.attached else "greeted" if dialect else "new"
+        return Conversation(
+            self.number, self.subject, state, dialect.name if dialect else "-", len(self.fids),
+            self.operations, self.sent, self.written + sum(f.moved for f in self.fids.values()),
+            len(self.half.outstanding), self.parked,
+        )  # fmt: skip
 
 
 def legible(words: str) -> str:

@@ -72,6 +72,7 @@ def add_json(parser: Parser) -> None:
 def add_tree(parser: Parser, *, n: bool = True) -> None:
     """What every command has that goes to a tree. N is for the one command where -n is a number."""
     parser.add_argument("--at", metavar="ADDR", help="the tree: tcp!HOST!PORT, tls!HOST!PORT or unix!/PATH")
+    parser.add_argument("--state", metavar="DIR", help="the tree of the hive in DIR, instead of --at")
     parser.add_argument("--id", metavar="DIR", help="who you are, for tls!: cert.pem key.pem ca.pem token")
     parser.add_argument("--expect", metavar="WHO", default="role/*/*", help="for tls!: who must be there")
     parser.add_argument("--aname", metavar="NAME", default="", help="a directory or a name to attach to")

@@ -53,9 +53,9 @@ def candidates(words: Sequence[str]) -> list[str]:
     if last.startswith("-") and not line.literal:
         return _fitting(parser.flags(), last)
     if name in ON_PATHS and not (line.given and name in ("write", "ctl")):
-        return _asked(line, lambda files: _paths(files, last))
+        return _asked(line, last, lambda files, at: _paths(files, last, at))
     if name == "ctl":
-        return _asked(line, lambda files: _verbs(files, line.given, last))
+        return _asked(line, line.given[0], lambda files, at: _verbs(files, at, line.given[1:], last))
     return [] if line.given else _fitting(_first_words(name), last)
 
 
@@ -77,7 +77,7 @@ class _Line:
 
     def __init__(self, parser: Parser, words: Sequence[str]) -> None:
         self.given: list[str] = []
-        self.chosen = {"--at": "", "--aname": ""}
+        self.chosen = {"--at": "", "--state": "", "--aname": ""}
         self.literal = False
         option = ""
         for word in words:
@@ -99,16 +99,18 @@ def _fitting(words: Iterable[str], last: str) -> list[str]:
     return [shlex.quote(word) for word in words if word.startswith(last)]
 
 
-def _asked(line: _Line, question: Callable[[Files], Awaitable[list[str]]]) -> list[str]:
-    """The answer of the tree that LINE means, or nothing."""
+def _asked(line: _Line, path: str, question: Callable[[Files, str], Awaitable[list[str]]]) -> list[str]:
+    """The answer of the tree that LINE and PATH mean, or nothing. It is asked with the path there."""
     import trio
     from warren.mount import dial
 
     async def ask() -> list[str]:
         with trio.move_on_after(PATIENCE):
-            at, aname = address.chosen(line.chosen["--at"]), line.chosen["--aname"]
+            at, state, aname = line.chosen.values()
+            there, inside = ("", address.from_root(path)) if at or state else address.place(path or "/")
+            at = address.chosen(at or there, state or None)
             async with dial(at, aname, deadline=PATIENCE) as files:
-                return await question(files)
+                return await question(files, inside if not path.endswith("/") else f"{inside}/")
         return []
 
     try:
@@ -117,18 +119,17 @@ def _asked(line: _Line, question: Callable[[Files], Awaitable[list[str]]]) -> li
         return []
 
 
-async def _paths(files: Files, last: str) -> list[str]:
+async def _paths(files: Files, last: str, path: str) -> list[str]:
     from warren.p9.fields import QTDIR
 
     above = last[: last.rfind("/") + 1] or "/"
-    found = await files.readdir(address.from_root(above))
+    found = await files.readdir(path[: path.rfind("/") + 1])
     return _fitting(sorted(above + e.name + ("/" if e.qid.type & QTDIR else "") for e in found), last)
 
 
-async def _verbs(files: Files, given: Sequence[str], last: str) -> list[str]:
+async def _verbs(files: Files, path: str, words: Sequence[str], last: str) -> list[str]:
     """Verbs, or what fits behind one: choices and the keys that are not given yet."""
-    path, *words = given
-    known = list(verbs(await read_help(files, await file_of(files, address.from_root(path)))))
+    known = list(verbs(await read_help(files, await file_of(files, path))))
     if not words:
         return _fitting((v.verb for v in known), last)
     keys = {word.partition("=")[0] for word in words[1:] if "=" in word}

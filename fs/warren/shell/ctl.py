@@ -21,10 +21,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from warren.shell import exits, output
-from warren.shell.address import from_root
 from warren.shell.arguments import Parser, add_tree
 from warren.shell.exits import Stopped, Usage
-from warren.shell.session import converse
+from warren.shell.session import converse, path_in
 from warren.shell.stat import keeps_bytes
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def declare(parser: Parser) -> None:
 def run(args: Namespace) -> int:
     if not args.words or not args.words[0]:
         raise Usage("warren ctl: a PATH is missing; see warren ctl --help")
-    path, words = from_root(args.words[0]), args.words[1:]
+    path, words = path_in(args, args.words[0]), args.words[1:]
     if any("\n" in word or "\0" in word for word in words):
         raise Usage("warren ctl: a word holds a newline or NUL, which no verb takes; see warren ctl --help")
 

@@ -51,6 +51,11 @@ def put(data: bytes | memoryview) -> None:
             raise exits.Stopped(number, os.strerror(number), "standard output", way_out) from None
 
 
+def is_terminal() -> bool:
+    """Whether somebody looks at standard output, rather than something."""
+    return os.isatty(STDOUT)
+
+
 def line(text: str) -> None:
     """Write a line."""
     put((printable(text) + "\n").encode())

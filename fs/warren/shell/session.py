@@ -1,5 +1,6 @@
 """A connection for one command, and how a command ends.
 
+    path_in(args, word)             the path that WORD means, and in ARGS the tree that it lies in
     converse(args, body)            dial, do BODY with the files, hang up; the exit code
     over_paths(args, paths, work)   WORK for every path; a refusal is reported and the next path is done
 
@@ -64,7 +65,7 @@ def identity_of(directory: str | None) -> Identity | None:
 async def _dialled(args: Namespace, body: Body) -> int:
     from warren.mount import dial
 
-    at = address.chosen(args.at)
+    at = address.chosen(args.at, args.state)
     identity = identity_of(args.id)
     if identity is None and at.startswith("tls!"):
         way_out = "say --id DIR, a folder that warren ca issue made"
@@ -92,7 +93,7 @@ def _unreached(e: OSError) -> OSError:
     code = {
         errno.EACCES: exits.DENIED, errno.EPERM: exits.DENIED, errno.ETIMEDOUT: exits.TIMED_OUT,
     }.get(e.errno or 0, exits.UNAVAILABLE)  # fmt: skip
-    way_out = "start a server there with make up or warren serve, or say where one is with --at ADDR"
+    way_out = "start one there with warren up or warren serve, or say where one is with --state or --at"
     if code == exits.DENIED and at.startswith("tls!"):
         way_out = "see that --id is valid and of this hive, and that --expect names whom you want"
     elif code == exits.DENIED:
@@ -105,7 +106,24 @@ def paths(args: Namespace, default: str | None = None) -> list[str]:
     words = args.words or ([] if default is None else [default])
     if not words or "" in words:
         raise Usage(f"warren {args.command}: a PATH is missing; see warren {args.command} --help")
-    return [address.from_root(word) for word in words]
+    return [path_in(args, word) for word in words]
+
+
+def path_in(args: Namespace, word: str) -> str:
+    """WORD as its tree has it. Under a mount of ours the tree is that one, and all paths must lie in it."""
+    if args.at is not None and args.state is not None:
+        raise Usage(f"warren {args.command}: --at and --state both say which tree; give one")
+    args.explicit = getattr(args, "explicit", args.at is not None or args.state is not None)
+    if args.explicit:
+        return address.from_root(word)
+    at, path = address.place(word)
+    before = getattr(args, "tree", at)
+    if before != at:
+        shown = " and ".join(output.printable(one or "the hive's own") for one in (before, at))
+        raise Usage(f"warren {args.command}: the paths lie in two trees, {shown}; use a command for each")
+    args.tree = at
+    args.at = at or None
+    return path
 
 
 def over_paths(args: Namespace, wanted: list[str], work: Callable[[Files, str], Awaitable[None]]) -> int:

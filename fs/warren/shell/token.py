@@ -7,6 +7,7 @@
     warren token show FILE
     warren token verify FILE --issuer FILE --as SERVER [--from WHO] [--path PATH] [--list FILE]
     warren token revoke FILE|ID [--block N] [--list FILE]
+    warren token invite --role ROLE --name NAME [--ttl 10m] [--out FILE] [--state DIR | --at ADDR --id DIR]
 
 A token lets whoever holds its file do what --allow says, at the servers --aud means, until --ttl is over.
 RIGHTS are those of `warren serve`; WHO is a whole name, spiffe://HIVE/role/ROLE/NAME or
@@ -26,6 +27,10 @@ show prints what a token says and believes nothing. verify judges it as SERVER w
 revoke prints the line that makes a block of a token count no more, nor anything made from it: the last
 block, or that of --block; with --list it adds the line to that revocation list.
 
+invite asks the hive's authority for a join token, with which `warren join` makes another machine a member:
+NAME in ROLE. It is a secret, good once, for 10 minutes unless --ttl says otherwise, and written to the file
+`join-token`, or to --out, where - is standard output. It is no capability; the other verbs do not read it.
+
 FILE may be - for standard input. A token file is a secret, is written for its owner alone, and is not
 accepted where others can read it, but for show, verify and revoke of one without its key.
 """
@@ -35,6 +40,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -43,7 +49,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from warren.shell import exits, output
-from warren.shell.arguments import Parser, add_json
+from warren.shell.arguments import Parser, add_tree
 from warren.shell.exits import Stopped, Usage
 
 if TYPE_CHECKING:
@@ -51,6 +57,7 @@ if TYPE_CHECKING:
     from warren.auth.blocks import Block, Invalid
     from warren.auth.caveats import Caveats
     from warren.auth.token import Issuer, Token
+    from warren.mount import Files
 
 _STATED = ("allow", "aud", "to", "ttl", "rate", "bytes")
 # What each verb takes: whether a FILE follows it, the options it needs, and those it may have.
@@ -61,6 +68,7 @@ VERBS: dict[str, tuple[bool, tuple[str, ...], tuple[str, ...]]] = {
     "show": (True, (), ()),
     "verify": (True, ("issuer", "as"), ("from", "path", "list", "allow")),
     "revoke": (True, (), ("block", "list")),
+    "invite": (False, ("role", "name"), ("ttl", "out")),
 }
 _OPTIONS = {
     "key": ("FILE", "the issuer's private key, in PEM"),
@@ -77,9 +85,12 @@ _OPTIONS = {
     "from": ("WHO", "who presents it"),
     "block": ("N", "which block, 0 the first"),
     "list": ("FILE", "a revocation list"),
+    "role": ("ROLE", "for invite: what the joiner is to be"),
+    "name": ("NAME", "for invite: and its name"),
 }
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _LARGEST = 1 << 16
+_AUTHORITY = "/mesh/ca/ctl"
 
 
 def declare(parser: Parser) -> None:
@@ -87,7 +98,7 @@ def declare(parser: Parser) -> None:
                         help="'RIGHTS PATTERN': what it allows; repeatable")  # fmt: skip
     for name, (value, says) in _OPTIONS.items():
         parser.add_argument(f"--{name}", dest=f"{name}_", metavar=value, help=says)
-    add_json(parser)
+    add_tree(parser)
 
 
 def run(args: Namespace) -> int:
@@ -107,6 +118,10 @@ def run(args: Namespace) -> int:
         if value is not None and name not in (*needs, *may):
             raise Usage(f"warren token {verb}: --{name} is not for it; see warren help token")
     made = Namespace(**{f"{name}_": value for name, value in options.items()}, json=args.json)
+    if verb == "invite":
+        return _invite(args, made)
+    if args.at or args.state or args.id or args.dry_run:
+        raise Usage(f"warren token {verb}: it asks no tree, so it takes no --at, --state, --id or -n")
     from warren.auth.blocks import Invalid
 
     try:
@@ -262,6 +277,34 @@ def _revoke(args: Namespace, name: str) -> int:
             append(Path(args.list_), line.encode())
     _print(args.json, {"revoked": dead.hex(), "exp": expires, "already": True if dead in known else None})
     return exits.OK
+
+
+def _invite(args: Namespace, given: Namespace) -> int:
+    """Ask the authority of a hive for a join token."""
+    from warren.shell.session import converse
+    from warren.tree.ctl import quote
+
+    if args.at and args.state:
+        raise Usage("warren token invite: --at and --state both say which tree; give one")
+    seconds = _seconds(given.ttl_ or "10m")
+    asked = f"invite role={quote(given.role_)} name={quote(given.name_)} ttl={seconds}s"
+    if args.dry_run:
+        output.line(f"echo {shlex.quote(asked)} >{_AUTHORITY}")
+        return exits.OK
+
+    async def body(files: Files) -> int:
+        async with await files.open(_AUTHORITY, os.O_RDWR) as ctl:
+            await ctl.write(f"{asked}\n".encode())
+            token = await ctl.pread(ctl.payload, 0)
+        if given.out_ == "-":
+            output.put(token)
+            return exits.OK
+        out = Path(given.out_ or "join-token")
+        _save(out, token)
+        _print(args.json, {"token": str(out), "role": given.role_, "name": given.name_, "ttl": f"{seconds}s"})
+        return exits.OK
+
+    return converse(args, body)
 
 
 def _caveats(args: Namespace, **stated: Any) -> Caveats:

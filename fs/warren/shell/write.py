@@ -22,10 +22,9 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from warren.shell import exits, output
-from warren.shell.address import from_root
 from warren.shell.arguments import Parser, add_tree
 from warren.shell.exits import Stopped, Usage
-from warren.shell.session import converse
+from warren.shell.session import converse, path_in
 
 if TYPE_CHECKING:
     from warren.mount import Files
@@ -42,7 +41,7 @@ def declare(parser: Parser) -> None:
 def run(args: Namespace) -> int:
     if not args.words or not args.words[0]:
         raise Usage("warren write: a PATH is missing; see warren write --help")
-    path, text = from_root(args.words[0]), args.words[1:]
+    path, text = path_in(args, args.words[0]), args.words[1:]
     if args.dry_run:
         output.line(_equal(path, text, args.append, args.reply))
         return exits.OK

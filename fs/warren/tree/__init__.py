@@ -7,8 +7,8 @@
     Node Handle                                    for what is no word
 """
 
-from warren.tree.ctl import Call, Ctl, CtlHandle, Duration, Secret, Verb, quote, split, verb
-from warren.tree.errors import CODES, Refused, absent, describe, plain_words
+from warren.tree.ctl import Call, Command, Control, Ctl, CtlHandle, Duration, Secret, Verb, quote, split, verb
+from warren.tree.errors import CODES, Refused, absent, describe, plain_words, trace_of
 from warren.tree.node import (
     NOW,
     Attr,
@@ -26,8 +26,8 @@ from warren.tree.stream import Cursor, Ended, Queue, Ring, Stream, StreamHandle,
 from warren.tree.words import Blob, Clone, CloneHandle, Dir, File, Life, Sink, Text
 
 __all__ = [
-    "CODES", "NOW", "Attr", "Blob", "Bytes", "Call", "Caller", "Changes", "Clone", "CloneHandle", "Ctl",
-    "CtlHandle", "Cursor", "Dir", "Dirent", "Duration", "Ended", "File", "Handle", "Life", "Lock", "Maybe",
-    "Node", "Queue", "Refused", "Ring", "Secret", "Sink", "Statfs", "Stream", "StreamHandle", "Text", "Verb",
-    "WouldBlock", "absent", "describe", "plain_words", "quote", "split", "verb",
+    "CODES", "NOW", "Attr", "Blob", "Bytes", "Call", "Caller", "Changes", "Clone", "CloneHandle", "Command",
+    "Control", "Ctl", "CtlHandle", "Cursor", "Dir", "Dirent", "Duration", "Ended", "File", "Handle", "Life",
+    "Lock", "Maybe", "Node", "Queue", "Refused", "Ring", "Secret", "Sink", "Statfs", "Stream", "StreamHandle",
+    "Text", "Verb", "WouldBlock", "absent", "describe", "plain_words", "quote", "split", "trace_of", "verb",
 ]  # fmt: skip

@@ -25,10 +25,10 @@ wrong can too, since a kernel carries only an errno.
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from warren.tree.errors import Refused
 from warren.tree.node import CTL, Bytes, Caller, Changes, Handle, Maybe, Node
@@ -229,6 +229,10 @@ class Call:
     shown: str
     line: int = 1
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.verb.name,)
+
     def run(self, ctl: "Ctl", caller: Caller) -> Maybe[str | None]:
         extra = dict(self.keyed)
         if self.verb.wants_caller:
@@ -330,15 +334,51 @@ def complete(parameters: list[Parameter], before: list[str], last: str) -> Itera
             yield from (o for o in options if o.startswith(last))
 
 
-class CtlHandle(Handle):
-    """An open ctl file. The session parses, decides each verb and writes audit before it runs."""
+class Command(Protocol):
+    """What the session decides, writes to the audit, and runs: a line, or lines that go on together."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The verbs in it. Whoever may not use one of them may not have it run."""
+
+    @property
+    def shown(self) -> str:
+        """How the audit may show it."""
+
+    @property
+    def line(self) -> int:
+        """Where it begins, counted from 1."""
+
+
+class Control(Handle):
+    """An open file that is controlled by verbs. The session asks for the commands of a write, decides each
+    verb, and writes audit before a command runs."""
 
     record = True
     tells = True
+    says = b""
+
+    def commands(self, data: bytes) -> Sequence[Command]:
+        """What one write asks for, or a refusal that names the line; nothing runs."""
+        raise NotImplementedError
+
+    def run(self, command: Any, caller: Caller) -> Maybe[str | None]:
+        """Do what one of `commands` says; what is returned can be read back."""
+        raise NotImplementedError
+
+
+class CtlHandle(Control):
+    """An open ctl file of this process."""
 
     def __init__(self, ctl: Ctl, greeting: str = "") -> None:
         self.ctl = ctl
         self.says = (greeting or ctl.help()).encode()
+
+    def commands(self, data: bytes) -> Sequence[Command]:
+        return self.ctl.parse(data)
+
+    def run(self, command: Call, caller: Caller) -> Maybe[str | None]:
+        return command.run(self.ctl, caller)
 
     def read(self, offset: int, count: int) -> Maybe[Bytes]:
         return self.says[offset : offset + count]

@@ -4,10 +4,14 @@ An error of the tree reads `<code> <reason>: <detail> trace=<16 hex>`. The code 
 class, because those numbers are what people already know; the errno is what a kernel can carry.
 The table below is only the default: an OSError that came from the system keeps its own errno,
 since `git` and `cp` look at ENOTEMPTY, EXDEV, ENODATA and ENOSPC.
+
+An error that comes from another tree has its whole line already, trace id and all. It is passed on as
+it is: whoever reads it finds it under that id where it happened.
 """
 
 import errno as E
 import os
+import re
 from typing import NamedTuple
 
 
@@ -57,6 +61,10 @@ _PLAN9 = {
 }
 
 
+# A line as another tree words it. It comes from outside: no control characters, and not without end.
+_WORDED = re.compile(r"((\d{3}) \w{1,64}(?:: [^\x00-\x1f\x7f]{0,4096})?) trace=([0-9a-f]{16})")
+
+
 class Refused(OSError):
     """Something was asked that is not done, and why, and the way out.
 
@@ -88,8 +96,21 @@ def describe(e: OSError) -> tuple[int, int, str]:
             line += f" retry_after={e.retry_after:g}"
         return e.errno or E.EIO, e.code, line
     number = e.errno or E.EIO
+    if (worded := _worded(e)) is not None:
+        return number, int(worded[2]), worded[1]
     code = _CODE_OF.get(number, 500)
     return number, code, f"{code} {CODES[code].reason}: {os.strerror(number).lower()}"
+
+
+def _worded(e: OSError) -> re.Match[str] | None:
+    found = None if isinstance(e, Refused) else _WORDED.fullmatch(e.strerror or "")
+    return found if found is not None and int(found[2]) in CODES else None
+
+
+def trace_of(e: OSError) -> int:
+    """The trace id that the error of another tree brought along; 0 for one of our own."""
+    worded = _worded(e)
+    return int(worded[3], 16) if worded is not None else 0
 
 
 def plain_words(e: OSError, line: str) -> str:
@@ -97,7 +118,10 @@ def plain_words(e: OSError, line: str) -> str:
     number = e.errno or E.EIO
     if number in _PLAN9:
         return _PLAN9[number]
-    return line if isinstance(e, Refused) else os.strerror(number)
+    plainly = os.strerror(number)
+    worded = _worded(e)
+    says_more = worded is not None and not worded[1].endswith(f": {plainly.lower()}")
+    return line if isinstance(e, Refused) or says_more else plainly
 
 
 def absent() -> Refused:

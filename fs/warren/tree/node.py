@@ -20,7 +20,7 @@ import stat as S
 from collections.abc import Awaitable, Sequence
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
-from warren.p9.fields import QTDIR, QTFILE, QTSYMLINK, Qid
+from warren.p9.fields import QTAPPEND, QTDIR, QTFILE, QTSYMLINK, Qid
 from warren.tree.errors import Refused, absent
 
 T = TypeVar("T")
@@ -270,6 +270,7 @@ __all__ = [
     "CLONE",
     "CTL",
     "NOW",
+    "QTAPPEND",
     "QTDIR",
     "QTFILE",
     "QTSYMLINK",

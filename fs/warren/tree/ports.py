@@ -8,7 +8,7 @@ writes to `/log` like anybody.
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -64,11 +64,44 @@ class Authority(Protocol):
         """Whether SUBJECT holds RIGHT at PATH, by the policy in force now."""
 
 
-class Sessions(Protocol):
-    """Who is attached, for trees that show it."""
+class Conversation(NamedTuple):
+    """One session, as it is now."""
 
-    def sessions(self) -> Iterable[Mapping[str, str]]:
-        """One mapping a session: number, subject, dialect, fids, operations."""
+    number: int
+    subject: str
+    state: str  # attached, greeted (no attach yet), new (no version yet) or ended
+    dialect: str  # - before the version exchange
+    fids: int
+    operations: int
+    sent: int  # bytes of replies
+    written: int  # bytes of file data taken
+    outstanding: int  # requests without a reply
+    parked: int  # of those, the ones that wait for an event
+
+
+class Pressure(NamedTuple):
+    """How often work was turned away since the start, by who could change it."""
+
+    busy: int = 0  # too much at once: the same may succeed later
+    quota: int = 0  # no room, or a token's bytes are used up
+    cut: int = 0  # connections that we ended
+    policy: int = 0  # not allowed
+
+
+class Sessions(Protocol):
+    """Who is attached and what they asked, for trees that show it."""
+
+    def conversations(self) -> Iterable[Conversation]:
+        """Every session there is, in order of their numbers."""
+
+    def conversation(self, number: int) -> Conversation | None:
+        """The session with that number."""
+
+    def pressure(self) -> Pressure:
+        """What was refused."""
+
+    def statistics(self) -> Mapping[str, int]:
+        """Counts by name: sessions, fids, parked, outstanding, operations, errors, flushed."""
 
 
 class Lifecycle(Protocol):

@@ -33,7 +33,7 @@ class Guard:
     """The authority of one process."""
 
     def __init__(
-        self, identity: Identity, *, watch: str | None = None, strict: bool = False,
+        self, identity: Identity, *, watch: str | Callable[[], str] | None = None, strict: bool = False,
         aname: str = "", expect: str = "role/*/*", tell: Callable[[str], None] = lambda said: None,
     ) -> None:  # fmt: skip
         self.identity = identity

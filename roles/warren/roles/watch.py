@@ -36,7 +36,7 @@ class Watch:
 
     def __init__(
         self,
-        address: str,
+        address: str | Callable[[], str],
         identity: Identity,
         export: Export,
         gate: Gate | None,
@@ -46,7 +46,9 @@ class Watch:
         aname: str = "",
     ) -> None:
         self.aname = aname  # where below the address the authority's tree is
-        self.address, self.identity, self.export, self.gate = address, identity, export, gate
+        self.address = address if isinstance(address, str) else "its address"
+        self._where = address
+        self.identity, self.export, self.gate = identity, export, gate
         self.freshness, self.expect, self.tell = freshness, expect, tell
         self.applied = trio.lowlevel.ParkingLot()
         self._said = ""
@@ -56,6 +58,8 @@ class Watch:
         pause = 0.1
         while True:
             try:
+                if not isinstance(self._where, str):
+                    self.address = self._where()  # whoever listens on a port it was given may get another
                 me, expect = self.identity, self.expect
                 async with dial(self.address, self.aname, identity=me, expect=expect) as files:
                     await self._follow(files)

@@ -27,11 +27,11 @@ from warren.servers.disk.handle import (
     reopen,
     told,
 )
-from warren.servers.disk.locks import Key
 from warren.servers.disk.volume import PLAIN_INODE, Volume
-from warren.servers.disk.waiting import wait
 from warren.tree import Attr, Caller, Changes, Handle, Lock, Maybe, Node, Refused, Statfs
+from warren.tree.locks import Key
 from warren.tree.node import QTDIR, QTFILE, QTSYMLINK, Qid
+from warren.tree.waiting import wait
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -3,7 +3,7 @@
 import hashlib
 from typing import Final
 
-from warren.servers.disk.locks import Locks
+from warren.tree.locks import Locks
 
 PLAIN_INODE: Final = (1 << 62) - 1
 _DEVICE: Final = (1 << 32) - 1

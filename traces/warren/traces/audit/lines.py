@@ -111,7 +111,7 @@ def seal(previous: bytes, line: Line) -> tuple[bytes, bytes]:
     try:
         raw = _encode(line)
     except UnicodeEncodeError:  # a name that is not UTF-8
-        raw = _encode(_legible(line))
+        raw = _encode(legible(line))
     if len(raw) > MAX_LINE - _TAIL:
         raw = _encode(_shortened(line))
     h = hashlib.sha256(previous + raw).hexdigest().encode()
@@ -166,7 +166,9 @@ class Aside:
         )
 
 
-def _legible(line: Line) -> Line:
+def legible(line: Line) -> Line:
+    """The line with the bytes of names that are no UTF-8 spelled out."""
+
     def said(text: str) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
 

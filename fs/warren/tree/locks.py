@@ -1,4 +1,4 @@
-"""Byte-range locks of one disk: who holds what, who waits, and who is served next. No I/O, no trio.
+"""Byte-range locks of one file system: who holds what, who waits, and who is served next. No I/O, no trio.
 
     take(key, lock)            now or not at all
     enqueue(key, lock, tell)   wait: tell(None) when it was granted, tell(error) when it cannot be
@@ -35,7 +35,8 @@ from collections.abc import Callable, Collection, Iterator
 from operator import attrgetter
 from typing import Final, NamedTuple, TypeAlias
 
-from warren.tree import Lock, Refused
+from warren.tree.errors import Refused
+from warren.tree.node import Lock
 
 MAX_RANGES: Final = 4096
 MAX_WAITERS: Final = 256
@@ -127,7 +128,7 @@ def replaced(ranges: list[Range], start: int, stop: int, new: Range | None) -> l
 
 
 class Locks:
-    """All locks of one disk."""
+    """All locks of one file system."""
 
     def __init__(self) -> None:
         self._files: dict[Key, File] = {}

@@ -1,8 +1,9 @@
 """Parking until a lock is granted: the part of locking that knows trio."""
 
 import trio
-from warren.servers.disk.locks import Key, Locks
-from warren.tree import Lock, Refused
+from warren.tree.errors import Refused
+from warren.tree.locks import Key, Locks
+from warren.tree.node import Lock
 
 
 async def wait(locks: Locks, key: Key, lock: Lock) -> None:

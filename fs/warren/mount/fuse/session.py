@@ -1,0 +1,517 @@
+"""One mount at work: requests from the kernel in, 9P out, replies back.
+
+    session = Session(device, lines)
+    await session.run(...)              until it is unmounted, or cancelled
+
+**One task waits.** It has an epoll set of its own, in which /dev/fuse lies beside the sockets of the
+connections; whatever is readable is served at once, and only when nothing has come for a millisecond does
+it wait through trio, which costs more than most requests do.
+
+**Every request is answered once.** Its work is a coroutine (see `line`): what that returns is the reply,
+what it raises is the errno, and a defect in it is EIO. Whoever waits for an answer that never comes could
+not be killed.
+
+**FUSE_INTERRUPT** gives up a request that waits for an event (a stream's record, a lock) at once. Any other
+is given `GRACE` to end by itself, since programs take signals all the time and do not expect EINTR from a
+disk. It is given up by Tflush and answered when that is settled, or after `FLUSH_PATIENCE` in any case.
+
+**Unmounting** shows as the end of the device. What is in flight is then dropped, and with the connection
+goes what the server held for it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final
+
+import trio
+from warren.mount.files import Files
+from warren.mount.fuse import messages as m
+from warren.mount.fuse.device import BUFFER, Channel
+from warren.mount.fuse.errstr import Errors, text_of
+from warren.mount.fuse.line import DEADLINE, Answer, Job, Line, Moment
+from warren.mount.fuse.nodes import Node, Nodes
+from warren.mount.fuse.opened import Opens
+from warren.mount.fuse.operations import LETTING_GO, OPERATIONS
+from warren.mount.link import FLUSH_PATIENCE, Link
+from warren.p9.client import Call
+
+GRACE: Final = 0.25
+LENT: Final = 1 << 16  # a write of this many bytes keeps the buffer it came in
+USERS: Final = 64
+_LINGER: Final = 0.001
+_TURN: Final = 0.002
+_BATCH: Final = 32
+_SWEEP: Final = 0.25
+_BUFFERS: Final = 8
+_NOTICES: Final = 8192  # names; what is dropped beyond that lasts for a second
+_PAGE: Final = 4096
+_WANTED: Final = (
+    m.ASYNC_READ | m.POSIX_LOCKS | m.ATOMIC_O_TRUNC | m.BIG_WRITES | m.FLOCK_LOCKS | m.AUTO_INVAL_DATA
+    | m.DO_READDIRPLUS | m.READDIRPLUS_AUTO | m.ASYNC_DIO | m.PARALLEL_DIROPS | m.MAX_PAGES
+    | m.HANDLE_KILLPRIV_V2
+)  # fmt: skip
+
+# Asked of the whole connection and not of a node: the kernel does without and never asks again.
+_UNKNOWN: Final = {52: errno.ENOSYS, 47: errno.EOPNOTSUPP}  # statx, copy_file_range
+
+
+class Session:
+    """A mounted tree."""
+
+    def __init__(
+        self,
+        device: Channel,
+        files: Files,
+        *,
+        introduce: Callable[[int], AbstractAsyncContextManager[Files]] | None = None,
+        tell: Callable[[str], None] = lambda said: None,
+    ) -> None:
+        self.device = device
+        self.nodes = Nodes()
+        self.opens = Opens()
+        self.errors = Errors()
+        self.each_user = introduce is not None
+        self.tell = tell
+        self.jobs: dict[int, Job] = {}
+        self.max_io = BUFFER
+        self.ended = False
+        self._introduce_to = introduce
+        self._mine = os.geteuid() if self.each_user else 0
+        self._lines = {self._mine: Line(self, files)}
+        self._links: dict[int, Link] = {}  # by the descriptor of their sockets
+        self._epoll = select.epoll()
+        self._buffer = bytearray(BUFFER)
+        self._buffers: list[bytearray] = []
+        self._used: set[Link] = set()
+        self._stale: set[int] = set()  # nodes that the kernel must ask about again
+        self._gone: set[tuple[int, str]] = set()  # and names
+        self._news = trio.Event()
+        self._busy = trio.Event()
+        self._nursery: trio.Nursery
+
+    # Life
+
+    async def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Call READY and serve until the device ends. Cancelled drops what is in flight."""
+        self._epoll.register(self.device.fileno(), select.EPOLLIN)
+        try:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._sweep)
+                self._nursery.start_soon(self._notify)
+                ready()
+                await self._pump()
+                self._nursery.cancel_scope.cancel()
+        finally:
+            self.ended = True
+            self._epoll.close()
+
+    async def first(self) -> None:
+        """Have a connection for the one who mounts. Raises OSError."""
+        await self._lines[self._mine].connect()
+
+    def spawn(self, work: Callable[..., Awaitable[None]], *args: object) -> None:
+        """Work that needs a task, until the mount ends."""
+        self._nursery.start_soon(work, *args)
+
+    async def _pump(self) -> None:
+        poll, fd, device = self._epoll.poll, self._epoll.fileno(), self.device.fileno()
+        turn, served = time.monotonic(), False
+        while not self.ended:
+            events = poll(0)
+            if not events and served:
+                events = poll(_LINGER)
+            if not events:
+                await trio.lowlevel.wait_readable(fd)
+                turn, served = time.monotonic(), False
+                continue
+            served = True
+            for number, _ in events:
+                if number == device:
+                    self._requests()
+                elif (link := self._links.get(number)) is not None:
+                    link.receive_now()
+            self.send()
+            if (now := time.monotonic()) - turn > _TURN:
+                await trio.lowlevel.checkpoint()
+                turn = now
+
+    def send(self) -> None:
+        """Send what was asked since; whatever asks outside a turn of the pump calls this."""
+        while self._used:
+            self._used.pop().send()
+
+    def queued(self, link: Link) -> None:
+        """Something was queued on LINK; it goes out at the end of this turn."""
+        self._used.add(link)
+
+    def later(self, seconds: float, moment: Moment) -> None:
+        """Let a moment come after a while."""
+
+        async def wait() -> None:
+            await trio.sleep(seconds)
+            if not moment.settled:
+                moment.come()
+                self.send()
+
+        self.spawn(wait)
+
+    def connected(self, line: Line, link: Link) -> None:
+        """LINE has a connection, perhaps a new one."""
+
+        def lost() -> None:
+            if sock is not None and self._links.pop(number, None) is not None and not self.ended:
+                self._epoll.unregister(number)
+            line.lost(link)
+            self._used.discard(link)
+            self.everything_changed()
+
+        link.on_loss = lost
+        sock = link.take_over()
+        number = sock.fileno() if sock is not None else -1
+        if sock is not None:
+            self._links[number] = link
+            self._epoll.register(number, select.EPOLLIN)
+        self.nodes.root.qid = link.root_qid
+        self.max_io = min(1 << 20, link.payload // _PAGE * _PAGE) or link.payload
+
+    # Requests
+
+    def _requests(self) -> None:
+        """Begin what the kernel asks, a batch at most."""
+        for _ in range(_BATCH):
+            try:
+                n = self.device.read(self._buffer)
+            except BlockingIOError:
+                return
+            if not n:
+                self.ended = True
+                return
+            self.request(memoryview(self._buffer)[:n])
+
+    def request(self, raw: memoryview) -> None:
+        """One request. Whatever it holds, its answer is seen to."""
+        try:
+            head = m.header(raw)
+        except m.BadRequest as e:
+            self.tell(f"the kernel sent what is no request: {e}")
+            return
+        try:
+            body = m.body(head, raw)
+        except KeyError:
+            self._answer_error(head.unique, _UNKNOWN.get(head.opcode, errno.EOPNOTSUPP))
+            return
+        except m.BadRequest as e:
+            self.tell(f"opcode {head.opcode}: {e}")
+            if head.opcode not in (m.FORGET, m.BATCH_FORGET, m.INTERRUPT):
+                self._answer_error(head.unique, errno.EIO)
+            return
+        if (at_once := _AT_ONCE.get(head.opcode)) is not None:
+            at_once(self, head, body)
+            return
+        node = self.nodes.by_id.get(head.nodeid)
+        if node is None:
+            self._answer_error(head.unique, errno.ESTALE)
+        elif head.unique in self.jobs:
+            self.tell(f"request {head.unique} came twice")
+        else:
+            self._take(head, body, node)
+
+    def _take(self, head: m.Header, body: Any, node: Node) -> None:
+        uid = head.uid if self.each_user else 0
+        line = self._lines.get(uid)
+        job = Job(self, head, line or self._lines[self._mine], node)
+        operation = OPERATIONS[head.opcode]
+        if isinstance(body, m.Write):
+            if len(body.data) >= LENT:
+                job.buffer, self._buffer = self._buffer, self._spare()
+            else:
+                body = body._replace(data=bytes(body.data))
+        elif isinstance(body, m.Setxattr):
+            body = body._replace(value=bytes(body.value))
+        job.make = lambda: operation(job, body)
+        self.jobs[head.unique] = job
+        if line is None:
+            self.spawn(self._introduce, job, uid)
+        else:
+            line.ready(job)
+
+    async def _introduce(self, job: Job, uid: int) -> None:
+        """The first request of a user who has no connection yet. The task stays with the connection."""
+        assert self._introduce_to is not None
+        if uid in self._lines or len(self._lines) >= USERS:
+            self._introduced(job, uid)
+            return
+        try:
+            async with self._introduce_to(uid) as files:
+                self._lines.setdefault(uid, Line(self, files))
+                self._introduced(job, uid)
+                await trio.sleep_forever()
+        except OSError as e:
+            self.refuse(job, e)
+
+    def _introduced(self, job: Job, uid: int) -> None:
+        if uid in self._lines:
+            job.line = self._lines[uid]
+            job.line.ready(job)
+        else:
+            self.refuse(job, OSError(errno.EUSERS, f"{USERS} users have this mount open"))
+        self.send()
+
+    def _spare(self) -> bytearray:
+        return self._buffers.pop() if self._buffers else bytearray(BUFFER)
+
+    # Jobs
+
+    def begin(self, job: Job) -> None:
+        """There is a connection: go."""
+        self._used.add(job.link)
+        job.deadline = time.monotonic() + DEADLINE
+        if not self._busy.is_set():
+            self._busy.set()
+        try:
+            job.coroutine = job.make()
+        except OSError as e:
+            self.refuse(job, e)
+            return
+        self._step(job)
+
+    def _step(self, job: Job) -> None:
+        """Go on with a job until it must wait, or is done."""
+        coroutine = job.coroutine
+        assert coroutine is not None
+        try:
+            while True:
+                call = coroutine.send(None)
+                if not call.settled:
+                    break
+        except StopIteration as done:
+            self._finish(job, done.value)
+        except OSError as e:
+            self.refuse(job, e)
+        except Exception as e:  # a defect of ours must not leave a caller that nobody can kill
+            self.tell(f"defect in opcode {job.header.opcode}: {type(e).__name__}: {e}")
+            self.refuse(job, OSError(errno.EIO, f"500 internal: {type(e).__name__} in the mount"))
+        else:
+            job.call = call
+            call.owner = lambda: self._resume(job)
+            if job.given_up:
+                self._break_off(job)
+        self._used.add(job.link)
+
+    def _resume(self, job: Job) -> None:
+        job.call = None
+        self._step(job)
+
+    def _finish(self, job: Job, answer: Answer) -> None:
+        """The reply; a job whose opcode has none answers None."""
+        del self.jobs[job.header.unique]
+        self._give_back(job)
+        if answer is None:
+            return
+        parts = [answer] if isinstance(answer, bytes) else answer
+        size = m.REPLY.size + sum(map(len, parts))
+        try:
+            delivered = self.device.write([m.REPLY.pack(size, 0, job.header.unique), *parts])
+        except OSError as e:
+            self.tell(f"the kernel does not take the answer to opcode {job.header.opcode}: {e}")
+            self._answer_error(job.header.unique, errno.EIO)
+            delivered = False
+        if not delivered:
+            for node in job.counted:
+                self.forget(node.id, 1)
+
+    def refuse(self, job: Job, e: OSError) -> None:
+        """An errno, with its text left where the caller may look for it."""
+        head = job.header
+        del self.jobs[head.unique]
+        self._give_back(job)
+        for node in job.counted:
+            self.forget(node.id, 1)
+        number = e.errno or errno.EIO
+        looked = head.opcode in (m.LOOKUP, m.GETXATTR, m.LISTXATTR)
+        if not (looked and number in (errno.ENOENT, errno.ENODATA, errno.EOPNOTSUPP, errno.ERANGE)):
+            self.errors.record(head.pid, head.uid, text_of(e))
+        if not looked and number in (errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOENT):
+            self.changed(job.node, number in (errno.ESTALE, errno.ENOENT))
+        self._answer_error(head.unique, number)
+
+    def _give_back(self, job: Job) -> None:
+        buffer, job.buffer = job.buffer, None
+        if buffer is not None and not job.given_up and len(self._buffers) < _BUFFERS:
+            self._buffers.append(buffer)
+
+    def _answer_error(self, unique: int, number: int) -> None:
+        if not 0 < number < 512 or (number == errno.ENOSYS and number not in _UNKNOWN.values()):
+            number = errno.EIO
+        try:
+            self.device.write([m.REPLY.pack(m.REPLY.size, -number, unique)])
+        except OSError as e:
+            self.tell(f"the kernel does not take an error: {e}")
+
+    def answer_at_once(self, head: m.Header, body: bytes = b"") -> None:
+        """The reply to what needs no server."""
+        self.device.write([m.REPLY.pack(m.REPLY.size + len(body), 0, head.unique), body])
+
+    def forget(self, number: int, count: int) -> None:
+        """The kernel knows a node so many times less."""
+        node = self.nodes.forget(number, count)
+        if node is not None and isinstance(line := node.line, Line):
+            fid = node.fid
+            line.kept.drop(node)
+            if line.link is not None:
+                line.link.let_go(fid)
+                self._used.add(line.link)
+
+    # Giving up
+
+    def interrupt(self, unique: int) -> None:
+        """Whoever waits for this request has had a signal."""
+        job = self.jobs.get(unique)
+        if job is None or job.why:
+            return
+        job.why = errno.EINTR
+        if job in job.line.waiting:
+            job.line.waiting.remove(job)
+            self.refuse(job, OSError(errno.EINTR, "interrupted"))
+        elif job.patient:
+            self._give_up(job)
+        else:
+            job.deadline = min(job.deadline, time.monotonic() + GRACE)
+
+    def _give_up(self, job: Job) -> None:
+        """Flush what is awaited. The job goes on when that is settled."""
+        job.given_up = time.monotonic()
+        job.why = job.why or errno.ETIMEDOUT
+        self._break_off(job)
+
+    def _break_off(self, job: Job) -> None:
+        if isinstance(job.call, Moment):
+            job.call.come()
+        elif job.call is not None:
+            job.link.half.flush(job.call)
+            self._used.add(job.link)
+
+    async def _sweep(self) -> None:
+        """Look after what takes too long."""
+        while True:
+            await self._busy.wait()
+            await trio.sleep(_SWEEP)
+            self.sweep(time.monotonic())
+            if not self.jobs:
+                self._busy = trio.Event()
+
+    def sweep(self, now: float) -> None:
+        """One look, at NOW."""
+        for job in list(self.jobs.values()):
+            if job.coroutine is None:
+                continue
+            if job.given_up:
+                if now - job.given_up > FLUSH_PATIENCE and isinstance(job.call, Call):
+                    job.link.ignore(job.call)
+                    self._throw(job)
+            elif now > job.deadline and (not job.patient or job.why):
+                self._give_up(job)
+        self.send()
+
+    def _throw(self, job: Job) -> None:
+        """The server settles nothing: the caller at least is let go. The outcome is unknown."""
+        assert job.coroutine is not None
+        coroutine, job.call = job.coroutine, None
+        try:
+            coroutine.throw(job.op.error(job.why, "given up; the server does not say what became of it"))
+        except StopIteration as done:
+            self._finish(job, done.value)
+        except OSError as e:
+            self.refuse(job, e)
+        else:
+            coroutine.close()
+            self.refuse(job, job.op.error(job.why, "given up"))
+
+    # Notices
+
+    def changed(self, node: Node, gone: bool) -> None:
+        """The kernel must not go by what it remembers of NODE."""
+        if node.stored:
+            self._stale.add(node.id)
+        if gone and node.parent is not None and len(self._gone) < _NOTICES:
+            self._gone.add((node.parent.id, node.name))
+        self._news.set()
+
+    def everything_changed(self) -> None:
+        """So it must of any: a connection went, and with it whatever rights there were."""
+        if not self.ended:
+            self._stale.update(node.id for node in self.nodes.by_id.values() if node.cached >= 0)
+            self._news.set()
+
+    def wake_pollers(self, handles: set[int]) -> None:
+        """There is something to read for whoever polls."""
+        for kh in handles:
+            body = m.packed(m.PollReady(kh))
+            self.device.write([m.REPLY.pack(m.REPLY.size + len(body), m.NOTIFY_POLL, 0), body])
+        handles.clear()
+
+    async def _notify(self) -> None:
+        """Notices go out in a thread: the kernel may wait in them for pages that we are to bring."""
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            stale, self._stale = self._stale, set()
+            gone, self._gone = self._gone, set()
+            await trio.to_thread.run_sync(_tell, self.device, stale, gone, abandon_on_cancel=True)
+
+
+def _tell(device: Channel, stale: set[int], gone: set[tuple[int, str]]) -> None:
+    bodies = [(m.NOTIFY_INVAL_INODE, m.packed(m.InvalInode(number, 0, 0))) for number in stale]
+    for parent, name in gone:
+        size = len(name.encode("utf-8", "surrogateescape"))
+        bodies.append((m.NOTIFY_INVAL_ENTRY, m.packed(m.InvalEntry(parent, size, 0, name))))
+    for kind, body in bodies:
+        try:
+            device.write([m.REPLY.pack(m.REPLY.size + len(body), kind, 0), body])
+        except OSError:
+            continue  # it was forgotten meanwhile
+
+
+def _init(s: Session, head: m.Header, body: m.Init) -> None:
+    if body.major != m.VERSION[0]:
+        # A newer major is answered with ours, and the kernel asks again.
+        s.answer_at_once(head, m.packed(m.Agreed(*m.VERSION, *[0] * 13)))
+        return
+    flags = body.flags & _WANTED
+    io = min(s.max_io, 1 << 20) if flags & m.MAX_PAGES else min(s.max_io, 128 << 10)
+    agreed = m.Agreed(
+        m.VERSION[0], min(m.VERSION[1], body.minor), max(body.max_readahead, io), flags, 128, 96,
+        max(io, _PAGE), 1, max(1, io // _PAGE), 0, 0, 0, 0, 0, 0,
+    )  # fmt: skip
+    s.max_io = max(io, _PAGE)
+    s.answer_at_once(head, m.packed(agreed))
+
+
+def _forget(s: Session, head: m.Header, body: m.Forget) -> None:
+    s.forget(head.nodeid, body.nlookup)
+
+
+def _batch_forget(s: Session, head: m.Header, body: m.BatchForget) -> None:
+    for i in range(min(body.many, len(body.pairs) // 16)):
+        s.forget(int.from_bytes(body.pairs[16 * i : 16 * i + 8], "little"),
+                 int.from_bytes(body.pairs[16 * i + 8 : 16 * i + 16], "little"))  # fmt: skip
+
+
+def _interrupt(s: Session, head: m.Header, body: m.Interrupt) -> None:
+    s.interrupt(body.unique)
+
+
+def _destroy(s: Session, head: m.Header, body: m.Bare) -> None:
+    s.answer_at_once(head)
+
+
+_AT_ONCE: Final[dict[int, Callable[[Session, m.Header, Any], None]]] = {
+    m.INIT: _init, m.FORGET: _forget, m.BATCH_FORGET: _batch_forget, m.INTERRUPT: _interrupt,
+    m.DESTROY: _destroy, **LETTING_GO,
+}  # fmt: skip

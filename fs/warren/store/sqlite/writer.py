@@ -1,0 +1,171 @@
+"""The thread that writes: everything that waits is one transaction, and one COMMIT answers it all.
+
+While a COMMIT waits for the disk, others come to wait; so the busier it is, the more share one. The thread
+takes jobs from a queue, evaluates each in its turn, commits, and hands the whole group back to the loop. A
+job that was cancelled before its turn is not done.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+from warren.store.interface import StoreError, StoreFailed, StoreFull
+from warren.store.sqlite.engine import Engine, Trouble, busy, told
+
+GROUP: Final = 1024
+GROUP_BYTES: Final = 16 << 20
+
+
+class Job:
+    """One write: its work in the thread, what its answer means to others, and who waits for it."""
+
+    __slots__ = ("answer", "cancelled", "done", "error", "size", "task", "tell", "work")
+
+    def __init__(
+        self,
+        work: Callable[[Engine], Any],
+        tell: Callable[[Any], None],
+        size: int,
+        task: trio.lowlevel.Task | None,
+    ) -> None:
+        self.work, self.tell, self.size, self.task = work, tell, size, task
+        self.answer: Any = None
+        self.error: StoreError | None = None
+        self.done = self.cancelled = False
+
+
+class Writer:
+    """One thread, one engine. `deliver` is called in the loop with each group, and what failed the store."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        deliver: Callable[[list[Job], StoreFailed | None], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self._engine, self._deliver, self._ended = engine, deliver, ended
+        self._token = trio.lowlevel.current_trio_token()
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._failed: StoreFailed | None = None
+        self.commits = 0
+        # A daemon: a loop that was torn down without closing must not keep the process.
+        self._thread = threading.Thread(target=self._run, name="warren-store", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        self._queue.put(job)
+
+    def stop(self) -> None:
+        """End after what was submitted before."""
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        try:
+            going = True
+            while going:
+                group, going = self._next_group()
+                if group:
+                    self._work_off(group)
+                    self._token.run_sync_soon(self._deliver, group, self._failed)
+                elif going and self._failed is None:
+                    self._sweep()
+        except trio.RunFinishedError:
+            pass  # nobody is left to answer
+        finally:
+            self._engine.close()
+            try:
+                self._token.run_sync_soon(self._ended)
+            except trio.RunFinishedError:
+                pass
+
+    def _next_group(self) -> tuple[list[Job], bool]:
+        """What waits, and whether to go on. Nothing waits where there is something to sweep meanwhile."""
+        group: list[Job] = []
+        size = 0
+        while len(group) < GROUP and size < GROUP_BYTES:
+            try:
+                idle = bool(self._engine.unswept) and self._failed is None
+                job = self._queue.get(block=not group and not idle)
+            except queue.Empty:
+                break
+            if job is None:
+                return group, False
+            group.append(job)
+            size += job.size
+        return group, True
+
+    def _work_off(self, group: list[Job]) -> None:
+        if self._failed is None:
+            self._commit(group)
+        for job in group:
+            if self._failed is not None and not job.done and job.error is None:
+                job.error = self._failed
+
+    def _commit(self, group: list[Job]) -> None:
+        engine = self._engine
+        try:
+            engine.begin()
+        except Trouble as e:
+            self._give_up(group, told(engine.path, e), harmless=busy(e))
+            return
+        try:
+            for job in group:
+                if not job.cancelled:
+                    _evaluate(job, engine)
+            engine.commit()
+        except Trouble as e:
+            self._rolled_back(group, e)
+        except Exception as e:
+            self._rolled_back(group, Trouble(f"a defect: {e!r}"))
+        else:
+            self.commits += 1
+
+    def _rolled_back(self, group: list[Job], e: Trouble) -> None:
+        error = told(self._engine.path, e)
+        try:
+            self._engine.rollback()
+        except Trouble as worse:
+            error = told(self._engine.path, worse)
+        for job in group:
+            job.answer, job.error, job.done = None, None, False
+        if isinstance(error, StoreFull) and len(group) > 1:
+            for job in group:
+                if self._failed is None:
+                    self._commit([job])
+        else:
+            self._give_up(group, error, harmless=isinstance(error, StoreFull))
+
+    def _give_up(self, group: list[Job], error: StoreError, *, harmless: bool) -> None:
+        if not harmless:
+            self._failed = error if isinstance(error, StoreFailed) else StoreFailed(str(error))
+        for job in group:
+            job.error = error
+
+    def _sweep(self) -> None:
+        engine = self._engine
+        try:
+            engine.begin()
+            engine.sweep(next(iter(engine.unswept)))
+            engine.commit()
+        except Trouble as e:
+            # A sweep is no one's write: what does not fit, or is not had now, waits for another time.
+            engine.rollback()
+            engine.unswept.clear()
+            if not isinstance(error := told(engine.path, e), StoreFull) and not busy(e):
+                self._failed = StoreFailed(str(error))
+                self._token.run_sync_soon(self._deliver, [], self._failed)
+
+
+def _evaluate(job: Job, engine: Engine) -> None:
+    try:
+        job.answer = job.work(engine)
+        job.done = True  # not the same as not cancelled: that may come while this runs
+    except StoreError as e:
+        job.error = e
+
