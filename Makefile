@@ -11,12 +11,12 @@ help: ## show this list
 setup: ## make .venv with warren and its tools in it
 	@.ci/setup
 
-up: ## serve the demonstration tree in the background and say what to try
+up: ## bring a hive up in the background, mount it, and say what to try
 	@.ci/setup up
-	@.ci/demo up
+	@.venv/bin/warren up --detach
 
-down: ## stop what `make up` started
-	@.ci/demo down
+down: ## take down what `make up` brought up
+	@[ ! -x .venv/bin/warren ] || .venv/bin/warren down
 
 test: check ## check, then every fast test, real clients and guest kernels among them
 	@.ci/setup test

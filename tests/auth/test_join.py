@@ -1,4 +1,4 @@
-"""Joining over real sockets and real TLS: tokens, whom they are shown to, what they get, and attacks on that."""
+"""Joining over real sockets and real TLS: tokens, whom they are shown to, what they get, and attacks."""
 
 import errno
 import os
@@ -7,7 +7,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from warren.auth.rights import Policy
 from warren.mount import Files, dial
 from warren.mount.address import connect
 from warren.mount.join import Unjoined, join, keep
-from warren.mount.renew import renew, renewal_at
+from warren.mount.renew import keep_renewed, renew, renewal_at
 from warren.mount.secure import SecureChannel
 from warren.serve.export import Export
 from warren.serve.listen import listening
@@ -163,7 +164,6 @@ async def test_a_lost_answer_is_had_again_with_the_same_key_only(queen: Queen) -
     first = await join(queen.address, token, "DroneWorker", key=key)
     again = await join(queen.address, token, "DroneWorker", key=key)
     assert again.chain == first.chain
-    queen.ca.ca.revoke(x.load_chain(first.chain, "it")[0].serial_number)
     with pytest.raises(Unjoined, match="does not count here") as caught:
         await join(queen.address, token, "DroneWorker")
     assert caught.value.step == "ask"
@@ -241,7 +241,6 @@ async def test_each_step_says_what_is_wrong_and_the_way_out(queen: Queen) -> Non
     nobody = f"tls!127.0.0.1!{silent[0].socket.getsockname()[1]}"
     for one in silent:
         await one.aclose()
-    queen.ca.ca.issue("spiffe://hive/role/DroneWorker/d8", queen.folder / "d8")
     taken = read_ticket(await queen.invited("d9"))
     queen.ca.ca.issue("spiffe://hive/role/DroneWorker/d9", queen.folder / "d9")
     cases = [
@@ -260,10 +259,9 @@ async def test_each_step_says_what_is_wrong_and_the_way_out(queen: Queen) -> Non
         assert caught.value.step == step
         assert way_out in caught.value.way_out
         assert str(caught.value).count(read_ticket(good).write().splitlines()[1]) == 0
-    with pytest.raises(Unjoined) as caught:  # a listener that takes no joiners
-        async with listening(
-            queen.export, ["tls!127.0.0.1!0"], Gate(Identity.load(queen.folder / "queen"))
-        ) as [deaf]:
+    no_joiners = Gate(Identity.load(queen.folder / "queen"))
+    async with listening(queen.export, ["tls!127.0.0.1!0"], no_joiners) as [deaf]:
+        with pytest.raises(Unjoined) as caught:
             await join(deaf, good, "DroneWorker")
     assert caught.value.step == "ask"
     assert "takes joiners" in caught.value.way_out
@@ -294,9 +292,13 @@ def joiner(queen: Queen, alpn: str = tls.JOIN) -> ssl.SSLContext:
 
 
 async def as_joiner(queen: Queen, alpn: str = tls.JOIN) -> SecureChannel:
+    return await shaken(queen, joiner(queen, alpn))
+
+
+async def shaken(queen: Queen, context: ssl.SSLContext) -> SecureChannel:
     plain = (await connect(queen.address)).socket
-    plain.setblocking(True)  # one handshake, on loopback
-    return SecureChannel(joiner(queen, alpn).wrap_socket(plain))
+    plain.setblocking(True)
+    return SecureChannel(await trio.to_thread.run_sync(context.wrap_socket, plain))
 
 
 async def test_without_a_certificate_one_reaches_the_lobby_alone(queen: Queen) -> None:
@@ -323,9 +325,7 @@ async def test_a_member_may_show_its_certificate_in_the_lobby_and_is_nobody_ther
     queen.ca.ca.issue(DRONE, queen.folder / "d7")
     context = joiner(queen)
     context.load_cert_chain(queen.folder / "d7/cert.pem", queen.folder / "d7/key.pem")
-    plain = (await connect(queen.address)).socket
-    plain.setblocking(True)
-    async with dial(SecureChannel(context.wrap_socket(plain))) as files:
+    async with dial(await shaken(queen, context)) as files:
         async with await files.open("/csr", os.O_RDWR) as csr:
             with pytest.raises(OSError):
                 await csr.write(request(x.new_key()))
@@ -419,6 +419,45 @@ async def lying(nursery: trio.Nursery, chain: bytes, bundle: bytes) -> AsyncIter
 
 class Answers(Sink):
     mode = 0o600
+
+
+async def test_it_is_kept_renewed_and_a_failure_is_told_and_tried_again(
+    tmp_path: Path, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    ca = CA.create(tmp_path / "ca", "hive")
+    begun = datetime.now(UTC).replace(microsecond=0)
+    first = ca.issue(DRONE, tmp_path / "me", ttl=timedelta(days=3), now=begun)
+    me = Identity.load(tmp_path / "me")
+    second = ca.certify(_public(me), DRONE, timedelta(days=6), begun + timedelta(days=2))
+    said: list[str] = []
+    tries: list[float] = []
+    done = trio.Event()
+
+    def tell(text: str) -> None:
+        said.append(text)
+        if "was renewed" in text:
+            done.set()
+
+    @asynccontextmanager
+    async def reach() -> AsyncIterator[Files]:
+        tries.append(trio.current_time() - start)
+        if len(tries) < 4:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, "the queen is away")
+        async with lying(nursery, x.pem(*second), ca.bundle()) as files:
+            yield files
+
+    def now() -> datetime:
+        return begun + timedelta(seconds=trio.current_time() - start)
+
+    start = trio.current_time()
+    nursery.start_soon(partial(keep_renewed, tmp_path / "me", reach, now=now, tell=tell))
+    await done.wait()
+    day = 86400
+    assert tries == pytest.approx([2 * day, 2 * day + 1, 2 * day + 3, 2 * day + 7], abs=0.1)
+    assert [text.count("the queen is away; the next try is in") for text in said] == [1, 1, 1, 0]
+    assert second[0].serial_number != first.serial_number
+    assert Identity.load(tmp_path / "me", now()).serial == f"{second[0].serial_number:x}"
+    nursery.cancel_scope.cancel()
 
 
 async def test_what_was_issued_anew_meanwhile_is_not_written_over(queen: Queen, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ A block fenced as ```console``` is a piece of two terminals:
     2$ command             the second one; left running once what is shown below it has come
     # command              needs root or a kernel that this host may lack: not run here
     ^C                     ends what runs in the second terminal
-    ...                    any lines; within one, the hash of an audit's line
+    ...                    any lines; at the end of one, the rest of it; within one, an audit's hash
 
 A block that begins with no prompt is what the second terminal shows meanwhile. A command must succeed
 unless an error of `warren` is shown. What no two runs share is compared by its form: times, trace and
@@ -37,6 +37,7 @@ _FORMS = (
     (r'^"kind":"begin",.*', '"kind":"begin",...'),
     (r"\bts=[0-9.]+", "ts=TIME"),
     (r'"ts":[0-9.]+', '"ts":TIME'),
+    (r"\bhive-[0-9a-f]{8}\.warren\b", "HIVE"),
     (r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?Z)?", "WHEN"),
     (r"\bexp=\d+", "exp=TIME"),
     (r"\b[0-9a-f]{32,64}\b", "ID"),
@@ -61,7 +62,12 @@ def fits(shown: list[str], came: list[str]) -> bool:
         return not came
     if shown[0] == "...":
         return any(fits(shown[1:], came[n:]) for n in range(len(came) + 1))
-    return bool(came) and form(shown[0]) == form(came[0]) and fits(shown[1:], came[1:])
+    return bool(came) and alike(form(shown[0]), form(came[0])) and fits(shown[1:], came[1:])
+
+
+def alike(shown: str, came: str) -> bool:
+    """Whether a line is the one that is shown, or begins as that does before its ` ...`."""
+    return came.startswith(shown[:-3]) if shown.endswith(" ...") else shown == came
 
 
 class Lines:
@@ -181,23 +187,33 @@ class Terminals:
             assert form(self.there(came)) == form(line), f"the second terminal shows {came!r}, not {line!r}"
 
     def _settled(self) -> None:
-        """Return once the second terminal's process has a socket, and it and the server it talks to sleep.
+        """Return once the second terminal's process has a socket, and it and the page's servers sleep.
 
         A reader that is not yet at its stream would miss the record that the page writes next. If it
-        slept from before until after the server was seen asleep, nothing is under way between them.
+        slept from before until after they were seen asleep, nothing is under way between them.
         """
         assert self.second is not None
-        pid_file = self.home / ".local/state/warren/default/run/demo/pid"
         reader = self.second.pid
-        server = int(pid_file.read_text()) if pid_file.exists() else reader
+        others = [pid for pid in self._servers() if pid != reader]
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             before = _asleep(reader)
-            if before and _has_socket(reader) and _asleep(server) and _asleep(reader) == before:
+            if before and _has_socket(reader) and all(map(_quiet, others)) and _asleep(reader) == before:
                 return
             assert self.second.stdout is not None
             select.select([self.second.stdout], [], [], 0.02)
         raise AssertionError("the second terminal's command never came to wait")
+
+    def _servers(self) -> Iterator[int]:
+        """What the page has started with `warren serve`: its home is nobody else's."""
+        ours = f"HOME={self.home}".encode()
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (path / "cmdline").read_bytes().split(b"\0")
+                if b"serve" in words and ours in (path / "environ").read_bytes().split(b"\0"):
+                    yield int(path.name)
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
 
 
 def _asleep(pid: int) -> str:
@@ -206,6 +222,13 @@ def _asleep(pid: int) -> str:
     if not re.search(r"^State:\s+S", status, re.MULTILINE):
         return ""
     return "".join(re.findall(r"^voluntary_ctxt_switches:.*$", status, re.MULTILINE))
+
+
+def _quiet(pid: int) -> bool:
+    try:
+        return bool(_asleep(pid))
+    except FileNotFoundError:  # it ended, as quiet as can be
+        return True
 
 
 def _has_socket(pid: int) -> bool:

@@ -97,8 +97,8 @@ def mounted(address: str, at: Path, *words: str, folder: Path | None = None) -> 
 
 
 def put_away(process: subprocess.Popen[bytes], at: Path) -> None:
-    """End a mount, whatever state it is in."""
-    if process.poll() is None:
+    """End a mount, whatever state it is in. One that was unmounted ends by itself."""
+    if process.poll() is None and mounted_at(at):
         process.terminate()
     try:
         process.wait(PATIENCE)

@@ -153,7 +153,7 @@ class Kernel:
 
 @asynccontextmanager
 async def session_at(
-    address: str, tell: Callable[[str], None] | None = None, each_user: bool = False
+    address: str | trio.abc.Stream, tell: Callable[[str], None] | None = None, each_user: bool = False
 ) -> AsyncIterator[Kernel]:
     """A session with a server, and the kernel it works for."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

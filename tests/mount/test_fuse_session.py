@@ -17,7 +17,7 @@ from warren.servers.demo import Demo
 from warren.servers.disk import Disk
 from warren.tree import Blob, Dir
 
-from tests.mount.kernel import Entry, Kernel, mounted, session_at
+from tests.mount.kernel import MINE, Entry, Kernel, mounted, session_at
 from tests.wire import listened
 
 
@@ -325,10 +325,83 @@ async def test_what_is_in_flight_fails_and_what_comes_later_finds_the_server_aga
             assert await kernel.read(fh, node) == b"kept"
 
 
+async def test_a_channel_that_is_no_socket_will_do(tmp_path: Path) -> None:
+    """As one under TLS: the connection is then received from in its own task."""
+    (tmp_path / "d").mkdir()
+    async with listened(Disk(str(tmp_path / "d")), f"unix!{tmp_path}/s") as service:
+        async with session_at(await trio.open_unix_socket(f"{tmp_path}/s")) as kernel:
+            await kernel.begin()
+            made = Entry(await kernel.ask(m.CREATE, m.Create(os.O_RDWR, 0o644, 0, 0, "a")))
+            fh = m.REPLIES["Opened"].parse(memoryview(made.more)).fh
+            assert await kernel.write(fh, made.nodeid, b"x" * 300_000) == 300_000
+            assert len(await kernel.read(fh, made.nodeid, size=300_000)) == 300_000
+            (peer,) = service.export.sessions
+            await end(peer)
+            with pytest.raises(OSError):
+                await kernel.lookup("a")
+
+
+async def test_a_crowd_of_requests_is_more_than_the_server_takes_and_all_are_answered(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    async with mounted(Disk(str(tmp_path / "d")), tmp_path) as (kernel, _):
+        asked = [
+            await kernel.send(m.CREATE, m.Create(os.O_RDWR, 0o644, 0, 0, f"f{n}")) for n in range(400)
+        ]
+        for unique in asked:
+            await kernel.reply(unique)
+    assert len(os.listdir(tmp_path / "d")) == 400
+
+
+async def test_users_have_a_connection_each_where_all_are_let_in(tmp_path: Path) -> None:
+    async with listened(Demo(), f"unix!{tmp_path}/s") as service:
+        async with session_at(service.address, each_user=True) as kernel:
+            await kernel.begin()
+            for uid in (0, 1001, 1002, 1001):
+                raw = m.pack_request(m.LOOKUP, m.Named("hello"), 5000 + uid, 1, uid, uid, MINE)
+                await kernel.send_raw(raw)
+                await kernel.reply(5000 + uid)
+            assert len(service.export.sessions) == 3
+
+
+def lose(kernel: Kernel) -> None:
+    """Have the connection go without a word."""
+    (line,) = kernel.session._lines.values()
+    assert line.link is not None
+    line.link.drop("the test says so")
+
+
 async def end(peer: Any) -> None:
     """Have the server hang up on a session."""
     peer.end("the test says so")
     await trio.lowlevel.checkpoint()
+
+
+async def test_a_stream_says_once_that_records_may_be_missing_and_a_close_that_a_body_may_be(
+    tmp_path: Path,
+) -> None:
+    async with mounted(Demo(), tmp_path) as (kernel, _):
+        events, submit = await kernel.lookup("events"), await kernel.lookup("submit")
+        out, into = await kernel.open(events.nodeid), await kernel.open(submit.nodeid, os.O_WRONLY)
+        waiting = await kernel.open(events.nodeid)
+        reading = await kernel.send(m.READ, m.Read(waiting.fh, 0, 4096, 0, 0, 0, 0), events.nodeid)
+        await kernel.write(into.fh, submit.nodeid, b"half a body")
+        lose(kernel)
+        for unique in (reading, await kernel.send(m.FLUSH, m.Flush(into.fh, 0, 0, 1), submit.nodeid)):
+            with pytest.raises(ConnectionResetError):
+                await kernel.reply(unique)
+        await kernel.ask(m.FLUSH, m.Flush(into.fh, 0, 0, 1), submit.nodeid)
+        with pytest.raises(ConnectionResetError):
+            await kernel.read(out.fh, events.nodeid)
+        ctl = await kernel.lookup("ctl")
+        fh = (await kernel.open(ctl.nodeid, os.O_WRONLY)).fh
+        going_on = [
+            await kernel.send(m.READ, m.Read(file.fh, 0, 4096, 0, 0, 0, 0), events.nodeid)
+            for file in (out, waiting)
+        ]
+        await kernel.ask(m.STATFS, m.Bare())
+        await kernel.write(fh, ctl.nodeid, b"say again\n")
+        for unique in going_on:
+            assert b"again" in await kernel.reply(unique)
 
 
 async def test_while_the_server_is_away_every_use_fails_soon(tmp_path: Path) -> None:

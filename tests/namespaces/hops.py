@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import trio
 from trio.testing import memory_stream_pair
 from warren.mount import Files, dial
+from warren.p9.client import MSIZE, VERSIONS
 from warren.serve.export import Export
 from warren.serve.stream import serve_stream
 from warren.tree import Caller, Node, Refused
@@ -22,13 +23,13 @@ from warren.tree import Caller, Node, Refused
 class Hops:
     """A `Trees` for tests."""
 
-    def __init__(self, nursery: trio.Nursery, versions: tuple[str, ...] | None = None) -> None:
+    def __init__(self, nursery: trio.Nursery, versions: tuple[str, ...], msize: int) -> None:
         self.here: dict[str, Node] = {}
         self.there: dict[str, Export] = {}
         self.files: dict[tuple[str, str], Files] = {}
         self.ends: dict[Files, trio.CancelScope] = {}
         self.asked: list[tuple[str, str, str]] = []
-        self.versions = versions
+        self.versions, self.msize = versions, msize
         self._nursery = nursery
 
     def local(self, address: str) -> Node | None:
@@ -57,26 +58,22 @@ class Hops:
             async with far:
                 await serve_stream(export, far, subject)
 
-        how = {"versions": self.versions} if self.versions else {}
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serve)
-                async with dial(near, **how) as files:  # type: ignore[arg-type]
+                async with dial(near, versions=self.versions, msize=self.msize) as files:
                     self.ends[files] = scope
                     task_status.started(files)
                     await trio.sleep_forever()
 
-    def discard(self, files: Files) -> None:
-        self.ends[files].cancel()
-
     def lose(self) -> None:
         """Every connection goes away."""
-        for files in list(self.files.values()):
-            self.discard(files)
+        for files in self.files.values():
+            self.ends[files].cancel()
 
 
 @asynccontextmanager
-async def hops(versions: tuple[str, ...] | None = None) -> AsyncIterator[Hops]:
+async def hops(versions: tuple[str, ...] = VERSIONS, msize: int = MSIZE) -> AsyncIterator[Hops]:
     async with trio.open_nursery() as nursery:
-        yield Hops(nursery, versions)
+        yield Hops(nursery, versions, msize)
         nursery.cancel_scope.cancel()

@@ -369,7 +369,7 @@ def standin(state: State, how: str, *roles: str) -> "subprocess.Popen[str]":
 def brought_up(state: State, *roles: str) -> list[str]:
     with standin(state, "--up", *roles) as process:
         said, _ = process.communicate(timeout=PATIENCE)
-    return said.splitlines()
+    return [each for each in said.splitlines() if not each.startswith("starting ")]
 
 
 def taken_down(state: State, *names: str) -> list[str]:
@@ -614,6 +614,7 @@ def test_a_role_that_hangs_goes_down_with_the_rest(tmp_path: Path) -> None:
     with standin(state, "--up") as process:
         try:
             assert process.stdout is not None
+            assert process.stdout.readline() == "starting queen, drone-1, drone-2 …\n"
             ready = {process.stdout.readline().split()[0] for _ in range(2)}
             assert ready == {"queen", "drone-1"}
         finally:
@@ -626,7 +627,7 @@ def test_in_the_foreground_a_signal_takes_it_down(tmp_path: Path, number: int, c
     state = State(tmp_path / "s")
     with standin(state, "--keep") as process:
         assert process.stdout is not None
-        said = [process.stdout.readline() for _ in range(4)]
+        said = [process.stdout.readline() for _ in range(5)]
         assert said[-1] == "up\n"
         fds = [held(pid(state, name)) for name in ("queen", "drone-1", "drone-2")]
         process.send_signal(number)

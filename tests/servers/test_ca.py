@@ -226,7 +226,7 @@ async def test_a_token_makes_a_member_and_only_its_hash_is_kept(scene: Scene) ->
     said = f"{scene.notes} {scene.alarms}"
     assert ticket.secret.hex() not in said
     assert text.splitlines()[1] not in said
-    assert [note["kind"] for note in scene.notes] == ["invited", "joined"]
+    assert [note["kind"] for note in scene.notes] == ["join_invited", "join_certified"]
 
 
 async def test_the_same_key_has_the_same_answer_again(scene: Scene) -> None:
@@ -240,7 +240,6 @@ async def test_the_same_key_has_the_same_answer_again(scene: Scene) -> None:
 async def test_another_key_is_refused_and_raises_an_alarm(scene: Scene) -> None:
     text = await scene.invited()
     await scene.join(text, x.new_key())
-    scene.ca.ca.revoke(scene.ca.ca.certificates()[-1].serial)  # or the name would be taken, and that be said
     with pytest.raises(PermissionError, match=REFUSED):
         await scene.join(text, x.new_key())
     [alarm] = scene.alarms
@@ -266,7 +265,7 @@ async def test_of_keys_that_come_at_once_exactly_one_wins(scene: Scene) -> None:
     assert len(won) == 1
     assert len(lost) == 11
     assert len([c for c in scene.ca.ca.certificates() if c.kind == "leaf"]) == 1
-    assert scene.alarms
+    assert len(scene.alarms) == 11
 
 
 async def test_two_tokens_for_one_name_make_one_member(scene: Scene) -> None:
@@ -292,7 +291,6 @@ async def test_what_does_not_count_is_refused_in_one_sentence(scene: Scene) -> N
     brief = await scene.invited("d8", " ttl=5s")
     used = await scene.invited("d9")
     await scene.join(used, x.new_key())
-    scene.ca.ca.revoke(scene.ca.ca.certificates()[-1].serial)
     scene.at += timedelta(seconds=5)
     bad = {
         "unknown": Ticket.make(scene.ca.ca.root, DRONE, good.queen, good.expires).write(),

@@ -270,6 +270,20 @@ async def test_sockets_of_a_directory_come_and_go_by_themselves(
     nursery.cancel_scope.cancel()
 
 
+async def test_a_socket_made_within_one_tick_of_the_directorys_clock_is_found(
+    autojump_clock: MockClock, nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    role, tick = Role(), int(BEGAN * 1e9)
+    os.utime(tmp_path, ns=(tick, tick))
+    nursery.start_soon(Srv(TrioClock(), role.post, role.withdraw).discover, tmp_path)
+    await wait_all_tasks_blocked()
+    with sockets(tmp_path, "one"):
+        os.utime(tmp_path, ns=(tick, tick))
+        await trio.sleep(1.5)
+        assert set(role.trees) == {"one"}
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_post_by_hand_is_not_taken_over_by_a_socket_of_that_name(
     autojump_clock: MockClock, nursery: trio.Nursery, tmp_path: Path
 ) -> None:

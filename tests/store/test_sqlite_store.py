@@ -171,7 +171,7 @@ async def test_a_full_file_refuses_and_keeps_what_there_is(tmp_path: Path) -> No
         last = await store.last("a")
         assert 5 < last < 25
         async with trio.open_nursery() as nursery:  # one of the group does not fit, the others do
-            nursery.start_soon(refused, store.append("a", b"x" * 200_000))
+            nursery.start_soon(refused, store.append("a", b"x" * (1 << 20)))
             nursery.start_soon(store.put, "k", b"less")
             nursery.start_soon(store.trim, "a", 0)
         assert (await store.get("k")).value == b"less"
@@ -329,6 +329,28 @@ async def test_writes_that_wait_are_bounded(tmp_path: Path) -> None:
                     await store.append("a", b"one more")
                 other.execute("ROLLBACK")
         assert await store.last("a") == 64
+
+
+async def test_a_defect_in_one_write_fails_the_store_and_leaves_nobody_waiting(tmp_path: Path) -> None:
+    async with open_sqlite(tmp_path / "s.db") as store:
+        await store.put("k", b"kept")
+        with pytest.raises(StoreFailed, match="a defect: ZeroDivisionError"):
+            await store._write(lambda engine: engine.put("k", b"half", None) // 0, lambda _: None)
+        with pytest.raises(StoreFailed, match="open the store again"):
+            await store.get("k")
+    async with open_sqlite(tmp_path / "s.db") as store:
+        assert (await store.get("k")).value == b"kept"
+
+
+async def test_the_journal_is_on_the_disk_before_an_answer(tmp_path: Path) -> None:
+    opened = engine.open_file(tmp_path / "s.db", 1 << 30)
+    try:
+        db = opened.engine.db
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: each commit waits for the disk
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    finally:
+        opened.reader.close()
+        opened.engine.close()
 
 
 async def test_a_copy_taken_while_it_was_closed_is_the_store(tmp_path: Path) -> None:

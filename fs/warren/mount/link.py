@@ -107,6 +107,7 @@ class Link:
         self._reading = trio.CancelScope()
         self._taken: socket.socket | None = None
         self.on_loss: Callable[[], None] | None = None
+        self.on_receipt: Callable[[], None] | None = None  # when owners were told by our own reader
 
     @property
     def lost(self) -> bool:
@@ -418,6 +419,8 @@ class Link:
         try:
             while n := await receive(half.space()):
                 self._settled(n)
+                if self.on_receipt is not None:
+                    self.on_receipt()
                 if half.pending and not half.version:
                     self._wake_writer()  # the next dialect is offered
             self._lose("the peer closed it")

@@ -2,6 +2,7 @@
 
     renewal_at(identity_dir)                    when a third of its life is left
     await renew(files, identity_dir)            True if there is a new one in the directory
+    await keep_renewed(identity_dir, reach)     for as long as it runs, whenever it is time
 
 FILES is a tree in which the hive's authority is, over a connection that this identity was shown on: the
 authority asks for no other proof. The key stays, so that a crash leaves an identity that is whole, the old
@@ -14,18 +15,24 @@ trust passes from root to root, and is never exchanged.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
+from typing import Final
 
 import trio
 from warren.auth import keyfiles
 from warren.auth.certificates import EARLY, Unfit, load_chain, load_key, utc_now
 from warren.auth.identity import Identity
 from warren.auth.join import request
+from warren.auth.refusal import Refusal
 from warren.mount.files import Files
 from warren.mount.join import sign
 
-AUTHORITY = "/mesh/ca"
+AUTHORITY: Final = "/mesh/ca"
+LOOK: Final = 3600.0  # between two looks at the clock, which somebody may set
+PAUSE: Final = (1.0, 600.0)  # between tries, from and up to
 
 
 def renewal_at(identity_dir: str | Path) -> datetime:
@@ -53,6 +60,32 @@ async def renew(
     bundle = await files.read(f"{authority}/bundle")
     await trio.to_thread.run_sync(_put, where, me, secret, chain, bundle, now)
     return True
+
+
+async def keep_renewed(
+    identity_dir: str | Path, reach: Callable[[], AbstractAsyncContextManager[Files]], *,
+    authority: str = AUTHORITY, now: Callable[[], datetime] = utc_now,
+    tell: Callable[[str], None] = lambda said: None,
+) -> None:  # fmt: skip
+    """Renew whenever it is time, over what REACH dials; what fails is told and tried again.
+
+    Runs until cancelled, which leaves what `renew` does.
+    """
+    pause, longest = PAUSE
+    while True:
+        try:
+            wait = (renewal_at(identity_dir) - now()).total_seconds()
+            if wait > 0:
+                await trio.sleep(min(wait, LOOK))
+                continue
+            async with reach() as files:
+                if await renew(files, identity_dir, authority=authority, now=now()):
+                    tell(f"{identity_dir}: its certificate was renewed")
+            pause = PAUSE[0]
+        except (OSError, Refusal) as e:
+            tell(f"{identity_dir}: it could not be renewed: {e}; the next try is in {pause:g} s")
+            await trio.sleep(pause)
+            pause = min(2 * pause, longest)
 
 
 def _put(where: Path, me: Identity, secret: bytes, chain: bytes, bundle: bytes, now: datetime) -> None:

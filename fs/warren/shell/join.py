@@ -1,4 +1,4 @@
-"""join: make this machine a member of a hive elsewhere
+"""join: make this machine a member of a hive
 
     warren join ADDR --role ROLE --token FILE [--name NAME] [--state DIR] [--mount DIR] [--detach]
 

@@ -3,8 +3,9 @@
     warren ls [-l] [--at ADDR] [PATH...]
 
 Names in alphabetical order, one a line; a PATH that is no directory is listed itself. Without PATH,
-the root. -l puts mode, size and time of change in front, and where a link points behind; a dash is
-a time that the server does not know. Characters that are not printable appear as escapes.
+the root, or the current directory if that is under a mount of ours. -l puts mode, size and time of change
+in front, and where a link points behind; a dash is a time that the server does not know. Characters that
+are not printable appear as escapes.
 
 --json prints for each PATH {"path": ..., "entries": [...]}, an entry as `warren stat --json` has it.
 """

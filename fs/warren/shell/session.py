@@ -103,10 +103,15 @@ def _unreached(e: OSError) -> OSError:
 
 def paths(args: Namespace, default: str | None = None) -> list[str]:
     """The paths that a command was given, as its tree has them."""
-    words = args.words or ([] if default is None else [default])
+    words = args.words or ([] if default is None else [_here(args, default)])
     if not words or "" in words:
         raise Usage(f"warren {args.command}: a PATH is missing; see warren {args.command} --help")
     return [path_in(args, word) for word in words]
+
+
+def _here(args: Namespace, default: str) -> str:
+    """The current directory if it lies under a mount of ours, as for any other command; else DEFAULT."""
+    return "." if args.at is None and args.state is None and address.place(".")[0] else default
 
 
 def path_in(args: Namespace, word: str) -> str:

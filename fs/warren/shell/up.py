@@ -91,6 +91,7 @@ def _roles(words: Sequence[str]) -> dict[str, str]:
 def _mount(args: Namespace, state: State) -> Mount | None:
     """Where to mount, or None if this machine cannot."""
     from warren.roles.keeper import Mount
+    from warren.roles.mounts import above
 
     why = _cannot_mount()
     if why and args.mount:
@@ -99,10 +100,11 @@ def _mount(args: Namespace, state: State) -> Mount | None:
         output.say(f"warren: {why}, so nothing is mounted; {_use(state)}")
         return None
     point = Path(os.path.realpath(args.mount or state.mnt))
-    try:
-        point.mkdir(mode=0o700, exist_ok=True)
-    except OSError as e:
-        if not os.path.ismount(point):  # a dead mount is there, and says so when it is touched
+    on = above(point)
+    if on is None or on.point != str(point):  # else it may be last time's mount: dead, and not to be touched
+        try:
+            point.mkdir(mode=0o700, exist_ok=True)
+        except OSError as e:
             text = e.strerror or str(e)
             raise Stopped(e.errno or errno.EIO, text, str(point), "give a directory for it") from None
     return Mount(point, _mounting)
@@ -130,23 +132,17 @@ def _announce(state: State, now: Status, fresh: bool) -> None:
     if not fresh:
         output.line(f"already up: {now.about['hive']}{f' at {point}' if point != '-' else ''}")
         return
-    worker = next((row["name"] for row in now.services[1:] if row["role"] and row["name"] != "mount"), "")
-    below = f"/n/{worker}" if worker and now.about.get("joined", "-") == "-" else ""
+    joined = now.about.get("joined", "-") != "-"
+    workers = [row["name"] for row in now.services if row["name"] not in ("queen", "mount")]
+    below = f"/n/{workers[0]}" if workers and not joined else ""
+    first = ("ls", "/" if joined else "/n")
+    tries = [first, ("cat", f"{below}/proc/lifecycle/state"), ("cat", "/log/events.log")]
     at = shlex.quote(str(state.directory))
-    if point != "-":
-        here = shlex.quote(point)
-        output.line(f"up: {now.about['hive']} at {point}")
-        tries = [f"ls {here}/n", f"cat {here}{below}/proc/lifecycle/state", f"cat {here}/log/events.log"]
-    else:
-        output.line(f"up: {now.about['hive']} in {state.directory}")
-        tries = [
-            f"warren ls --state {at} /n",
-            f"warren cat --state {at} {below}/proc/lifecycle/state",
-            f"warren cat --state {at} /log/events.log",
-        ]
+    output.line(f"up: {now.about['hive']} {f'at {point}' if point != '-' else f'in {state.directory}'}")
     output.put(b"try:\n")
-    for line in tries:
-        output.line(f"    {line}")
+    for word, path in tries:
+        same = f"{word} {shlex.quote(point + path)}" if point != "-" else f"warren {word} --state {at} {path}"
+        output.line(f"    {same}")
     chosen = "" if state.directory == _default() else f" --state {at}"
     output.line(f"warren status{chosen} tells how it is, warren down{chosen} ends it")
 

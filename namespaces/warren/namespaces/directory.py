@@ -84,7 +84,8 @@ class SpaceDir(Node):
         members = self.view.space.table.get(path)
         if members is not None:
             known = self.view.shared.kinds
-            if (path in known and known[path] is None) or not members[0].path:
+            plainly = len(members) > 1 or not members[0].path  # a union, or the root of a tree
+            if plainly or (path in known and known[path] is None):
                 return SpaceDir(self.view, path)
             return self._mounted(path, members[0])
         return self._first(path, 0)
@@ -148,7 +149,13 @@ class SpaceDir(Node):
         """What the members have, each name once, and what is mounted here."""
         found: dict[str, Dirent] = {}
         for _, node in await self._sources():
-            for entry in await _listed(node, caller):
+            try:
+                entries = await _listed(node, caller)
+            except OSError as e:
+                if e.errno not in _MISSING:
+                    raise
+                continue  # a file in a union has no names
+            for entry in entries:
                 found.setdefault(entry.name, entry)
         for name in sorted(self.view.below(self.path)):
             path = (*self.path, name)

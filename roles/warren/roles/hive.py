@@ -34,6 +34,7 @@ from warren.roles.keeper import (
     role_command,
     with_roles,
 )
+from warren.roles.mounts import at
 from warren.roles.processes import Born, finish, hold, rotate, tail, wait_for
 from warren.roles.state import DEFAULT, Hive, State, new_hive
 from warren.roles.supervise import STOPPED, UP
@@ -145,7 +146,7 @@ def status(state: State) -> Status:
 # A keeper of one's own
 
 
-def _found(state: State, given: Mapping[str, str], tell: Tell) -> Hive:
+def _found(state: State, given: Mapping[str, str], mount: Mount | None, tell: Tell) -> Hive:
     """What is to run: hive.toml, made or added to, and identities for all of it."""
     if state.file.exists():
         before = state.hive()
@@ -153,10 +154,13 @@ def _found(state: State, given: Mapping[str, str], tell: Tell) -> Hive:
     else:
         before = None
         hive = with_roles(state, new_hive({}), given or DEFAULT)
-    if hive != before:
-        state.write(hive)
+    if mount is not None and (there := at(mount.point)):
+        text = f"{mount.point}: {there[-1].source} is mounted there"
+        raise Standing(text, f"warren umount {mount.point}, or choose another --mount")
     for name in (CONTROL, *hive.roles):
         state.make_for(name)
+    if hive != before:
+        state.write(hive)
     found.keep(state, hive, tell)
     return hive
 
@@ -169,7 +173,7 @@ def _foreground(
         if not mine:
             _add(state, roles, mount, tell, done)
             return 0
-        keeper = Keeper(state, _found(state, roles, tell), mount, command, tell)
+        keeper = Keeper(state, _found(state, roles, mount, tell), mount, command, tell)
 
         async def follow() -> None:
             try:
@@ -241,7 +245,7 @@ def _kept(state: State, roles: Mapping[str, str], mount: Mount | None, command: 
             answer(mine=False)
             return 0
         try:
-            keeper = Keeper(state, _found(state, roles, tell), mount, command, tell)
+            keeper = Keeper(state, _found(state, roles, mount, tell), mount, command, tell)
         except Refusal as e:
             answer(kind=type(e).__name__, text=e.text, way_out=e.way_out)
             return 1
@@ -257,10 +261,10 @@ def _add(
 ) -> None:  # fmt: skip
     async def start() -> None:
         now = await _status(state)
-        at = now.about.get("mount", "-")
-        if mount is not None and at not in ("-", str(mount.point)):
+        point = now.about.get("mount", "-")
+        if mount is not None and point not in ("-", str(mount.point)):
             way_out = f"warren mount {state.address('queen')} {mount.point} mounts it there too"
-            raise Standing(f"the hive is up, and mounted at {at}", way_out)
+            raise Standing(f"the hive is up, and mounted at {point}", way_out)
         stopped = [row["name"] for row in now.services if row["state"] == STOPPED]
         fresh = [name for name in roles if name not in [row["name"] for row in now.services]]
         wanted = {**dict.fromkeys([] if roles else stopped, ""), **roles}
@@ -323,6 +327,7 @@ async def _follow(state: State, tell: Tell, done: Callable[[Status, bool], None]
         async with _control(state) as files, await files.stream("/events") as events:
             now = await _read_status(files)
             while late := {row["name"] for row in now.services if row["state"] not in (UP, STOPPED)}:
+                tell(f"starting {', '.join(one['name'] for one in now.services if one['name'] in late)} …")
                 while late:
                     event = pairs((await events.record()).decode().strip())
                     _say(state, event, tell)

@@ -89,7 +89,7 @@ def clear(state: State) -> bool:
     gone = []
     for one in mounted():
         if one.kind == WARREN and one.point == ours and one.source in addresses:
-            let_go(one.point)
+            let_go(one.point, one.source)
             gone.append(one)
     for path in state.directory.glob("run/*"):
         for name in (*_PROOFS, "mount"):
@@ -168,7 +168,7 @@ class Keeper:
 
         service = Service(
             MOUNT, of, mount.command(source, mount.point), probe,
-            clear=lambda: let_go(mount.point), after=self.supervisor.services[of],
+            clear=lambda: let_go(mount.point, source), after=self.supervisor.services[of],
         )  # fmt: skip
         (self.state.run(CONTROL) / "mount").write_text(str(mount.point))
         self.supervisor.add(service)

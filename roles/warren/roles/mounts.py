@@ -2,7 +2,7 @@
 
     mounted()             every mount, in the order in which they were made
     above(path)           the mount that PATH lies on; nothing is touched to find out
-    let_go(point)         take a mount away at once, whoever uses it; its server may be dead
+    let_go(point, of)     take a mount away at once, whoever uses it; its server may be dead
 
 A path below a mount of ours is never looked at: a mount whose server is away answers late or not at all.
 """
@@ -62,10 +62,17 @@ def above(path: str | os.PathLike[str], table: str = TABLE) -> Mounted | None:
     return best
 
 
-def let_go(point: str | os.PathLike[str]) -> None:
-    """Take away every Warren mount at POINT. OSError says why one stays."""
+def at(point: str | os.PathLike[str]) -> list[Mounted]:
+    """What is mounted at POINT itself; the last one is what is seen there."""
+    return [one for one in mounted() if one.point == os.fspath(point)]
+
+
+def let_go(point: str | os.PathLike[str], of: str) -> None:
+    """Take away the Warren mounts of the tree OF at POINT, but nobody else's. OSError says why one stays."""
     here = os.fspath(point)
-    for _ in range(sum(one.point == here and one.kind == WARREN for one in mounted())):
+    for _ in at(point):
+        if at(point)[-1:] != [Mounted(here, WARREN, of)]:
+            return
         if os.geteuid() == 0:
             _detach(here)
             continue

@@ -31,6 +31,8 @@ import trio
 from warren.auth import keyfiles
 from warren.auth.identity import Identity
 from warren.auth.rights import Policy
+from warren.mount import dial
+from warren.mount.renew import keep_renewed
 from warren.namespaces.export import SpaceRoot
 from warren.roles.built import Beside, Rooted, WallClock, build
 from warren.roles.guard import Guard
@@ -153,7 +155,9 @@ class Role:
         """Serve until cancelled, which ends every connection."""
         manifest = self.inforce.manifest
         async with self._stored(manifest.store) as self.store, trio.open_nursery() as nursery:
-            beside: list[Beside] = [self.audit.keep, self._know_queen]
+            beside: list[Beside] = [self.audit.keep, self.lifecycle.keep, self._know_queen]
+            if self.hive.joined:
+                beside.append(self._keep_renewed)
             for serve in manifest.serves:
                 built = build(serve, self)
                 self.root.put(serve.names, built.node)
@@ -211,6 +215,15 @@ class Role:
             except OSError:
                 self.reach.ways.pop("$queen", None)
             await trio.sleep(LOOK)
+
+    async def _keep_renewed(self) -> None:
+        """Where no keeper holds the authority's key, ask the queen for the next certificate in time."""
+        me = self.identity
+
+        def reach() -> dial:
+            return dial(self.queen(), identity=me, expect="role/*/*")
+
+        await keep_renewed(me.directory, reach, tell=self.tell)
 
     async def _first_word(self) -> None:
         """Wait for the authority, but not for ever: what it revoked should be known before anybody comes."""

@@ -35,6 +35,7 @@ STOPPED, STARTING, JOINING, UP, WAITING, STOPPING = (
 )  # fmt: skip
 _NOTES = 64
 _LOOK, _SELDOM = 0.03, 0.5  # seconds between questions whether a service is there yet
+_GRACE = 1.5  # seconds for one that is DEGRADED at its beginning, while it has not heard from all others yet
 
 
 class Backoff:
@@ -270,16 +271,19 @@ class Supervisor:
     async def _see_up(self, service: Service) -> None:
         """Ask until it is there."""
         pause, began = _LOOK, trio.current_time()
+        there = 0.0
         while service.state in (STARTING, JOINING):
             state, lifecycle, why = await service.probe()
             if service.state not in (STARTING, JOINING):
                 return
             service.lifecycle, service.reason = lifecycle, why
             if state == UP:
+                there = there or trio.current_time()
+            if state == UP and (lifecycle != "DEGRADED" or trio.current_time() - there > _GRACE):
                 self._becomes(service, UP)
                 took = f"{trio.current_time() - began:.1f}"
                 self.tell("ready", service.name, seconds=took, state=lifecycle or "-", reason=why or "-")
-            elif state != service.state:
+            elif state not in (UP, service.state):
                 self._becomes(service, state)
             else:
                 await trio.sleep(pause)

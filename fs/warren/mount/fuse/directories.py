@@ -29,6 +29,7 @@ _LEAST: Final = 24 + 255  # bytes in which a server can give at least one name
 _MOST: Final = 1 << 16
 _DT: Final = {QTDIR: 4, QTSYMLINK: 10}
 _DOTS: Final = (".", "..")
+_WINDOW: Final = 32  # names asked about at once
 
 
 class _Name(NamedTuple):
@@ -110,7 +111,10 @@ async def readdir(job: Job, body: m.Read) -> Answer:
 
 async def readdirplus(job: Job, body: m.Read) -> Answer:
     file, names = await _next(job, body, True)
-    attributes = await _looked_up(job, file.node, [f.name for f in names if f.name not in _DOTS])
+    wanted = [f.name for f in names if f.name not in _DOTS]
+    attributes: dict[str, bytes] = {}
+    for i in range(0, len(wanted), _WINDOW):
+        attributes |= await _looked_up(job, file.node, wanted[i : i + _WINDOW])
     out = []
     for found in names:
         # Without an entry the name is given all the same, and looked up when it is needed.
@@ -120,8 +124,6 @@ async def readdirplus(job: Job, body: m.Read) -> Answer:
 
 async def _looked_up(job: Job, directory: Node, names: list[str]) -> dict[str, bytes]:
     """Entries of names; what has gone since, or may not be looked at, has none."""
-    if not names:
-        return {}
     link = job.link
     base, prefix = job.place(directory)
     borrowed = bool(prefix)
@@ -135,9 +137,14 @@ async def _looked_up(job: Job, directory: Node, names: list[str]) -> dict[str, b
         asked = [job.start(Tgetattr, fid, BASIC, after=w) for fid, w in zip(fids, walks, strict=True)]
     for walk in walks:
         await job.settle(walk)
-    if not link.in_order:
-        made = zip(fids, walks, strict=True)
-        asked = [job.start(Tgetattr, fid, BASIC) if w.makes else None for fid, w in made]
+    asked = asked or [None] * len(names)
+    for call in asked:
+        if call is not None:
+            await job.settle(call)
+    for i, (fid, walk) in enumerate(zip(fids, walks, strict=True)):
+        # The first time here, or refused because the walk had not ended yet.
+        if walk.makes and ((call := asked[i]) is None or call.refused):
+            asked[i] = job.start(Tgetattr, fid, BASIC)
     for call in asked:
         if call is not None:
             await job.settle(call)

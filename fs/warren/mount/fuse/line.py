@@ -47,14 +47,15 @@ PATIENCE: Final = 1.0  # seconds for a connection to come back, while callers wa
 DEADLINE: Final = 30.0  # for an answer that nothing stands in the way of
 _AFTER_FAILURE: Final = 0.1  # seconds in which a server that was away is not dialled again
 _WAITING: Final = 1024
+_AT_ONCE: Final = 96  # jobs under way; beyond that many requests servers answer 429
 BASIC: Final = 0x7FF
 
 
 class Job:
     """One request of the kernel's that is being worked on."""
 
-    __slots__ = ("buffer", "call", "coroutine", "counted", "deadline", "given_up", "header", "line", "link",
-                 "make", "node", "op", "patient", "session", "why")  # fmt: skip
+    __slots__ = ("begun", "buffer", "call", "coroutine", "counted", "deadline", "given_up", "header", "line",
+                 "link", "node", "op", "patient", "session", "why")  # fmt: skip
 
     def __init__(self, session: Session, header: Header, line: Line, node: Node) -> None:
         self.session = session
@@ -64,14 +65,19 @@ class Job:
         self.op = Op("")
         self.link: Link
         self.call: Call | Moment | None = None  # what is being awaited
-        self.coroutine: Coroutine[Call | Moment, None, Answer] | None = None
-        self.make: Callable[[], Coroutine[Call | Moment, None, Answer]]
+        self.coroutine: Coroutine[Call | Moment, None, Answer]
+        self.begun = False
         self.counted: list[Node] = []  # whose lookups were counted for the reply
         self.buffer: bytearray | None = None  # lent to a request that is being sent
         self.deadline = 0.0
         self.patient = False  # it waits for an event: without a deadline, and a signal ends it at once
         self.why = 0  # the errno of its being given up
         self.given_up = 0.0  # when that was
+
+    def go_on(self) -> None:
+        """What was awaited is settled."""
+        self.call = None
+        self.session.step(self)
 
     # What operations use
 
@@ -271,6 +277,7 @@ class Line:
         self.link: Link | None = None
         self.kept = Kept()
         self.waiting: deque[Job] = deque()
+        self.crowd: deque[Job] = deque()  # more than the server would take
         self._dialling = False
         self._failed: tuple[float, OSError] | None = None
 
@@ -278,6 +285,9 @@ class Line:
         """Begin JOB as soon as there is a connection."""
         link = self.link
         if link is not None and not link.why:
+            if len(self.session.jobs) > _AT_ONCE and self._crowded():
+                self.crowd.append(job)
+                return
             job.link = link
             self.session.begin(job)
             return
@@ -290,6 +300,10 @@ class Line:
             if not self._dialling:
                 self._dialling = True
                 self.session.spawn(self._dial)
+
+    def _crowded(self) -> bool:
+        """Whether as much is under way as a server takes; what waits for an event is counted apart."""
+        return sum(j.begun and not j.patient for j in self.session.jobs.values()) >= _AT_ONCE
 
     async def _dial(self) -> None:
         """Dial, and give all who wait the connection or the reason. Cancelled leaves them to the session."""
@@ -335,6 +349,9 @@ class Line:
         """The connection went away."""
         if link is self.link:
             self.kept.clear()
+            crowd, self.crowd = self.crowd, deque()
+            for job in crowd:
+                self.ready(job)
 
 
 __all__ = ["BASIC", "DEADLINE", "Answer", "Job", "Line", "Lost", "Parts"]

@@ -111,6 +111,11 @@ def flush(session: Session, head: m.Header, body: m.Flush) -> None:
     file = session.opens.get(body.fh)
     if file is not None:
         _unlock(session, file, body.lock_owner)
+        if file.unsure and file.link.lost:
+            # The last chance to say that a body may have been discarded; the next close is none.
+            file.unsure = False
+            session.answer_error(head, errno.ECONNRESET)
+            return
     session.answer_at_once(head)
 
 

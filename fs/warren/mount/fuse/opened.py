@@ -23,6 +23,7 @@ committed), that use says ECONNRESET once. What a clone file made is gone.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 from typing import TYPE_CHECKING, Any, Final
@@ -31,11 +32,12 @@ from warren.mount.fuse import messages as m
 from warren.mount.fuse.attributes import SUIDGID, entry
 from warren.mount.fuse.errstr import text_of
 from warren.mount.fuse.line import BASIC, Moment
+from warren.mount.link import Lost
 from warren.mount.linux import wire_flags
 from warren.p9.client import Call
 from warren.p9.fields import NOFID
 from warren.p9.messages import Tfsync, Tgetattr, Tlcreate, Tlopen, Tread, Tsetattr, Twrite
-from warren.tree.node import BLOB, CLONE, CTL, SINK, STREAM, TEXT
+from warren.tree.node import BLOB, CLONE, CTL, SINK, STORED, STREAM, TEXT
 
 if TYPE_CHECKING:
     from warren.mount.fuse.line import Answer, Job
@@ -69,6 +71,7 @@ class OpenFile:
         self.rest = b""  # of a record, or all of one that came while nobody read
         self.ended = False
         self.failed: OSError | None = None
+        self.told: Link | None = None  # the connection of whose loss its user knows
         self.reading: Call | None = None  # a read of a stream that nobody in particular waits for
         self.news: list[Moment] = []  # whom to tell when it came
         self.pollers: set[int] = set()
@@ -81,7 +84,7 @@ class OpenFile:
             return self.fid
         if self.word == CLONE:
             raise job.op.error(errno.ESTALE, "it lived as long as its connection")
-        lossy = self.word == STREAM or self.locked or self.unsure
+        lossy = (self.word == STREAM or self.locked or self.unsure) and self.told is not self.link
         what = "records" if self.word == STREAM else "locks" if self.locked else "bytes written before"
         self.locked.clear()
         self.unsure = False
@@ -157,7 +160,8 @@ def _keep(job: Job, file: OpenFile, qid: Any) -> bytes:
     if file.word == STREAM:
         flags = m.FOPEN_DIRECT_IO | m.FOPEN_STREAM | m.FOPEN_NOFLUSH
     elif not file.stored:
-        flags = m.FOPEN_DIRECT_IO
+        # Of our words none is locked, and only of a body there may be something to say at a close.
+        flags = m.FOPEN_DIRECT_IO | (m.FOPEN_NOFLUSH if file.word not in (STORED, BLOB) else 0)
     else:
         if node.cached == qid.version:
             flags = m.FOPEN_KEEP_CACHE
@@ -207,7 +211,11 @@ async def read(job: Job, body: m.Read) -> Answer:
         return file.said[body.offset : body.offset + body.size]
     fid = await file.live(job)
     if file.word == STREAM:
-        return await _record(job, file, body)
+        try:
+            return await _record(job, file, body)
+        except Lost:
+            file.told = file.link
+            raise
     offset = body.offset
     if file.base and offset >= file.base and file.word in _ANSWERS:
         offset -= file.base
@@ -302,6 +310,7 @@ async def write(job: Job, body: m.Write) -> Answer:
         if file.word in _WHOLE and len(data) > min(job.session.max_io - _PAGE, payload):
             raise job.op.error(errno.EFBIG, f"one write here is at most {job.session.max_io - _PAGE} bytes")
         file.unsure = True
+        job.deadline = math.inf  # a verb takes what it takes; a signal ends it
     offset = 0 if file.word == STREAM else body.offset
     done = 0
     while done < len(data):

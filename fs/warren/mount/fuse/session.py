@@ -88,11 +88,13 @@ class Session:
         self._epoll = select.epoll()
         self._buffer = bytearray(BUFFER)
         self._buffers: list[bytearray] = []
-        self._used: set[Link] = set()
+        self._used: set[Link] = set()  # which have something to send
+        self._leftover: set[Link] = set()  # which have something to send that can wait
         self._stale: set[int] = set()  # nodes that the kernel must ask about again
         self._gone: set[tuple[int, str]] = set()  # and names
         self._news = trio.Event()
         self._busy = trio.Event()
+        self._turn = 0.0  # when the turn under way began
         self._nursery: trio.Nursery
 
     # Life
@@ -109,6 +111,11 @@ class Session:
                 self._nursery.cancel_scope.cancel()
         finally:
             self.ended = True
+            for job in self.jobs.values():
+                if job.call is not None:
+                    job.call.owner = None
+                job.coroutine.close()
+            self.jobs.clear()
             self._epoll.close()
 
     async def first(self) -> None:
@@ -121,34 +128,50 @@ class Session:
 
     async def _pump(self) -> None:
         poll, fd, device = self._epoll.poll, self._epoll.fileno(), self.device.fileno()
-        turn, served = time.monotonic(), False
+        turn = self._turn = time.monotonic()
+        served = False
         while not self.ended:
-            events = poll(0)
-            if not events and served:
-                events = poll(_LINGER)
+            events = poll(_LINGER if served else 0)
             if not events:
+                self._send_leftover()
                 await trio.lowlevel.wait_readable(fd)
-                turn, served = time.monotonic(), False
+                turn = self._turn = time.monotonic()
+                served = False
                 continue
             served = True
             for number, _ in events:
                 if number == device:
-                    self._requests()
+                    self._requests(_BATCH if len(self.jobs) > 1 else 1)
                 elif (link := self._links.get(number)) is not None:
                     link.receive_now()
             self.send()
-            if (now := time.monotonic()) - turn > _TURN:
+            self._turn = time.monotonic()
+            if self._turn - turn > _TURN:
+                self._send_leftover()
                 await trio.lowlevel.checkpoint()
-                turn = now
+                turn = self._turn
 
     def send(self) -> None:
         """Send what was asked since; whatever asks outside a turn of the pump calls this."""
         while self._used:
-            self._used.pop().send()
+            link = self._used.pop()
+            self._leftover.discard(link)
+            link.send()
+
+    def _received(self) -> None:
+        """Something came that did not come through the pump."""
+        self.send()
+        self._send_leftover()
+
+    def _send_leftover(self) -> None:
+        """Fids that were let go travel with the next request, or when there is none: to wake the server for
+        them alone costs as much as a request."""
+        while self._leftover:
+            self._leftover.pop().send()
 
     def queued(self, link: Link) -> None:
-        """Something was queued on LINK; it goes out at the end of this turn."""
-        self._used.add(link)
+        """Something was queued on LINK that nobody waits for."""
+        self._leftover.add(link)
 
     def later(self, seconds: float, moment: Moment) -> None:
         """Let a moment come after a while."""
@@ -169,9 +192,11 @@ class Session:
                 self._epoll.unregister(number)
             line.lost(link)
             self._used.discard(link)
+            self._leftover.discard(link)
             self.everything_changed()
 
         link.on_loss = lost
+        link.on_receipt = self._received
         sock = link.take_over()
         number = sock.fileno() if sock is not None else -1
         if sock is not None:
@@ -182,9 +207,9 @@ class Session:
 
     # Requests
 
-    def _requests(self) -> None:
-        """Begin what the kernel asks, a batch at most."""
-        for _ in range(_BATCH):
+    def _requests(self, most: int) -> None:
+        """Begin what the kernel asks, MOST at most. One that comes alone is not followed by another."""
+        for _ in range(most):
             try:
                 n = self.device.read(self._buffer)
             except BlockingIOError:
@@ -234,7 +259,7 @@ class Session:
                 body = body._replace(data=bytes(body.data))
         elif isinstance(body, m.Setxattr):
             body = body._replace(value=bytes(body.value))
-        job.make = lambda: operation(job, body)
+        job.coroutine = operation(job, body)
         self.jobs[head.unique] = job
         if line is None:
             self.spawn(self._introduce, job, uid)
@@ -253,9 +278,12 @@ class Session:
                 self._introduced(job, uid)
                 await trio.sleep_forever()
         except OSError as e:
-            self.refuse(job, e)
+            if self.jobs.get(job.header.unique) is job:
+                self.refuse(job, e)
 
     def _introduced(self, job: Job, uid: int) -> None:
+        if self.jobs.get(job.header.unique) is not job:
+            return  # given up meanwhile
         if uid in self._lines:
             job.line = self._lines[uid]
             job.line.ready(job)
@@ -270,26 +298,15 @@ class Session:
 
     def begin(self, job: Job) -> None:
         """There is a connection: go."""
-        self._used.add(job.link)
-        job.deadline = time.monotonic() + DEADLINE
-        if not self._busy.is_set():
-            self._busy.set()
-        try:
-            job.coroutine = job.make()
-        except OSError as e:
-            self.refuse(job, e)
-            return
-        self._step(job)
+        job.begun = True
+        job.deadline = self._turn + DEADLINE
+        self._busy.set()
+        self.step(job)
 
-    def _step(self, job: Job) -> None:
+    def step(self, job: Job) -> None:
         """Go on with a job until it must wait, or is done."""
-        coroutine = job.coroutine
-        assert coroutine is not None
         try:
-            while True:
-                call = coroutine.send(None)
-                if not call.settled:
-                    break
+            call = job.coroutine.send(None)
         except StopIteration as done:
             self._finish(job, done.value)
         except OSError as e:
@@ -299,19 +316,16 @@ class Session:
             self.refuse(job, OSError(errno.EIO, f"500 internal: {type(e).__name__} in the mount"))
         else:
             job.call = call
-            call.owner = lambda: self._resume(job)
+            call.owner = job.go_on
             if job.given_up:
                 self._break_off(job)
-        self._used.add(job.link)
-
-    def _resume(self, job: Job) -> None:
-        job.call = None
-        self._step(job)
+            self._used.add(job.link)
+            return
+        self._leftover.add(job.link)
 
     def _finish(self, job: Job, answer: Answer) -> None:
         """The reply; a job whose opcode has none answers None."""
-        del self.jobs[job.header.unique]
-        self._give_back(job)
+        self._end(job)
         if answer is None:
             return
         parts = [answer] if isinstance(answer, bytes) else answer
@@ -329,8 +343,9 @@ class Session:
     def refuse(self, job: Job, e: OSError) -> None:
         """An errno, with its text left where the caller may look for it."""
         head = job.header
-        del self.jobs[head.unique]
-        self._give_back(job)
+        if not job.begun:
+            job.coroutine.close()
+        self._end(job)
         for node in job.counted:
             self.forget(node.id, 1)
         number = e.errno or errno.EIO
@@ -339,15 +354,19 @@ class Session:
             self.errors.record(head.pid, head.uid, text_of(e))
         if not looked and number in (errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOENT):
             self.changed(job.node, number in (errno.ESTALE, errno.ENOENT))
-        self._answer_error(head.unique, number)
+        # To the kernel ENOSYS is an answer for good, and for every node.
+        self._answer_error(head.unique, errno.EOPNOTSUPP if number == errno.ENOSYS else number)
 
-    def _give_back(self, job: Job) -> None:
+    def _end(self, job: Job) -> None:
+        del self.jobs[job.header.unique]
+        if job.line.crowd:
+            job.line.ready(job.line.crowd.popleft())
         buffer, job.buffer = job.buffer, None
         if buffer is not None and not job.given_up and len(self._buffers) < _BUFFERS:
             self._buffers.append(buffer)
 
     def _answer_error(self, unique: int, number: int) -> None:
-        if not 0 < number < 512 or (number == errno.ENOSYS and number not in _UNKNOWN.values()):
+        if not 0 < number < 512:
             number = errno.EIO
         try:
             self.device.write([m.REPLY.pack(m.REPLY.size, -number, unique)])
@@ -358,6 +377,10 @@ class Session:
         """The reply to what needs no server."""
         self.device.write([m.REPLY.pack(m.REPLY.size + len(body), 0, head.unique), body])
 
+    def answer_error(self, head: m.Header, number: int) -> None:
+        """The same, for a request that fails."""
+        self._answer_error(head.unique, number)
+
     def forget(self, number: int, count: int) -> None:
         """The kernel knows a node so many times less."""
         node = self.nodes.forget(number, count)
@@ -366,7 +389,7 @@ class Session:
             line.kept.drop(node)
             if line.link is not None:
                 line.link.let_go(fid)
-                self._used.add(line.link)
+                self._leftover.add(line.link)
 
     # Giving up
 
@@ -376,8 +399,10 @@ class Session:
         if job is None or job.why:
             return
         job.why = errno.EINTR
-        if job in job.line.waiting:
-            job.line.waiting.remove(job)
+        if not job.begun:
+            for queue in (job.line.waiting, job.line.crowd):
+                if job in queue:
+                    queue.remove(job)
             self.refuse(job, OSError(errno.EINTR, "interrupted"))
         elif job.patient:
             self._give_up(job)
@@ -387,6 +412,7 @@ class Session:
     def _give_up(self, job: Job) -> None:
         """Flush what is awaited. The job goes on when that is settled."""
         job.given_up = time.monotonic()
+        self._busy.set()
         job.why = job.why or errno.ETIMEDOUT
         self._break_off(job)
 
@@ -403,13 +429,13 @@ class Session:
             await self._busy.wait()
             await trio.sleep(_SWEEP)
             self.sweep(time.monotonic())
-            if not self.jobs:
+            if all(job.patient and not job.given_up for job in self.jobs.values()):
                 self._busy = trio.Event()
 
     def sweep(self, now: float) -> None:
         """One look, at NOW."""
         for job in list(self.jobs.values()):
-            if job.coroutine is None:
+            if not job.begun:
                 continue
             if job.given_up:
                 if now - job.given_up > FLUSH_PATIENCE and isinstance(job.call, Call):
@@ -421,7 +447,6 @@ class Session:
 
     def _throw(self, job: Job) -> None:
         """The server settles nothing: the caller at least is let go. The outcome is unknown."""
-        assert job.coroutine is not None
         coroutine, job.call = job.coroutine, None
         try:
             coroutine.throw(job.op.error(job.why, "given up; the server does not say what became of it"))

@@ -55,10 +55,13 @@ class Tokens:
             raise Refused(429, f"{OUTSTANDING} join tokens wait to be used; let some be used, or run out")
         known = Invited(ticket.uri, ticket.expires, by, await self._generation())
         await self.kept(self.store.put(_at(ticket), msgspec.json.encode(known), expect=0))
-        self.tell("invited", uri=ticket.uri, id=ticket.id[:16], by=by, expires=ticket.expires)
+        self.tell("join_invited", uri=ticket.uri, id=ticket.id[:16], by=by, expires=ticket.expires)
 
-    async def find(self, ticket: Ticket) -> tuple[Invited, int]:
-        """What is kept of a token that counts, and the revision of that. Cancelled has no effect."""
+    async def find(self, ticket: Ticket, key: str = "") -> tuple[Invited, int]:
+        """What is kept of a token that counts, for KEY if it is given, and the revision of that.
+
+        Cancelled has no effect.
+        """
         try:
             entry = await self.kept(self.store.get(_at(ticket)))
         except NotFound:
@@ -70,6 +73,9 @@ class Tokens:
             self._refuse(ticket, "expired")
         if known.uri != ticket.uri:
             self._refuse(ticket, "altered")
+        if key and known.key not in ("", key):
+            self.alarm("join_reused", uri=known.uri, id=ticket.id[:16], key=key[:16], by=known.by)
+            self._refuse(ticket, "used")
         return known, entry.revision
 
     async def take(self, ticket: Ticket, key: str) -> tuple[Invited, int]:
@@ -78,12 +84,9 @@ class Tokens:
         Cancelled: it is, or not; the key that came may come again.
         """
         while True:
-            known, revision = await self.find(ticket)
-            if known.key == key:
-                return known, revision
+            known, revision = await self.find(ticket, key)
             if known.key:
-                self.alarm("join_reused", uri=known.uri, id=ticket.id[:16], key=key[:16], by=known.by)
-                self._refuse(ticket, "used")
+                return known, revision
             known.key = key
             try:
                 put = self.store.put(_at(ticket), msgspec.json.encode(known), expect=revision)

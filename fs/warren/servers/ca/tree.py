@@ -98,7 +98,7 @@ class Ca(Dir):
             raise Refused(403, f"the names of {name.domain} are given by its own authority")
         key = _key(data)
         chain = await self._issue(uri, key, partial(self._see_member, uri))
-        self.tell("renewed", uri=uri)
+        self.tell("certificate_renewed", uri=uri)
         return chain
 
     async def join(self, data: bytes, caller: Caller) -> str:
@@ -111,15 +111,21 @@ class Ca(Dir):
             ticket = read_ticket(text.decode("ascii"))
         except (BadText, UnicodeDecodeError):
             raise Refused(400, "write the join token, then a signing request in PEM, in one write") from None
-        await self.tokens.find(ticket)
+        await self.tokens.find(ticket)  # before any arithmetic: a stranger is to cost little
         key = _key(mark + rest)
+        digest = key_digest(key)
+        await self.tokens.find(ticket, digest)
         free = partial(self._see_free, ticket.uri, key)
-        await self.do(free)  # a name that is taken is no reason to spend the token
-        known, revision = await self.tokens.take(ticket, key_digest(key))
+        try:
+            await self.do(free)  # a name that is taken is no reason to spend the token
+        except Refused:
+            await self.tokens.find(ticket, digest)  # unless it was taken with this token, just now
+            raise
+        known, revision = await self.tokens.take(ticket, digest)
         if not known.chain:
             chain = await self._issue(ticket.uri, key, free)
             await self.tokens.answered(ticket, known, revision, chain)
-            self.tell("joined", uri=ticket.uri, by=known.by)
+            self.tell("join_certified", uri=ticket.uri, by=known.by)
         return known.chain
 
     async def invite(self, uri: str, seconds: float, by: str) -> str:

@@ -135,7 +135,6 @@ class Lifecycle:
     def cordon(self, by: str) -> None:
         """Take no new work."""
         self._may("cordon", by)
-        self._leaving = False
         self._move(DRAINING, f"cordon by {by}")
 
     def drain(self, by: str) -> None:

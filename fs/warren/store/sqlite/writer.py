@@ -70,11 +70,16 @@ class Writer:
             going = True
             while going:
                 group, going = self._next_group()
-                if group:
-                    self._work_off(group)
-                    self._token.run_sync_soon(self._deliver, group, self._failed)
-                elif going and self._failed is None:
-                    self._sweep()
+                try:
+                    if self._failed is not None:
+                        pass  # they are answered with that
+                    elif group:
+                        self._commit(group)
+                    elif going:
+                        self._sweep()
+                except Exception as e:  # a defect, or no memory: those who wait must hear of it
+                    self._failed = StoreFailed(f"{self._engine.path}: {e!r}")
+                self._answer(group)
         except trio.RunFinishedError:
             pass  # nobody is left to answer
         finally:
@@ -100,12 +105,12 @@ class Writer:
             size += job.size
         return group, True
 
-    def _work_off(self, group: list[Job]) -> None:
-        if self._failed is None:
-            self._commit(group)
+    def _answer(self, group: list[Job]) -> None:
         for job in group:
             if self._failed is not None and not job.done and job.error is None:
                 job.error = self._failed
+        if group or self._failed is not None:
+            self._token.run_sync_soon(self._deliver, group, self._failed)
 
     def _commit(self, group: list[Job]) -> None:
         engine = self._engine
@@ -159,7 +164,6 @@ class Writer:
             engine.unswept.clear()
             if not isinstance(error := told(engine.path, e), StoreFull) and not busy(e):
                 self._failed = StoreFailed(str(error))
-                self._token.run_sync_soon(self._deliver, [], self._failed)
 
 
 def _evaluate(job: Job, engine: Engine) -> None:

@@ -54,12 +54,12 @@ class SegmentText:
             self._number += 1
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """At most COUNT bytes; a read ends where a segment does."""
+        """At most COUNT bytes; a read ends where its segment does."""
         last = self._look()
         begins = 0
         for ends, path in self._ended:
             if offset < ends:
-                return _piece(path, offset - begins, min(count, ends - offset))
+                return _piece(path, offset - begins, count)
             begins = ends
         if not self._number or offset >= begins + last:
             return b""

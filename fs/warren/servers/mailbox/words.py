@@ -1,0 +1,299 @@
+"""What people write to a topic's files, and what they read there.
+
+    headers     idem=KEY prio=0-9 delay=DURATION ttl=DURATION key=KEY corr=ID type=WORD len=BYTES batch=N
+    a message   a line of key=value, an empty line, the body of `len` bytes
+    options     max=N vis=DURATION wait=DURATION ack=explicit|auto|none
+    answers     ID [LEASE] | nack ID [LEASE] [delay=DURATION] | extend ID [LEASE] DURATION
+    a place     from SEQ | from TIME | since DURATION
+
+Words are quoted as in a ctl line. What is unknown, given twice or out of range is refused, and then nothing
+of the write counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from warren.servers.mailbox.records import Message
+from warren.tree import Duration, Refused, split
+from warren.tree.report import pairs
+
+HEAD: Final = 4096
+BATCH: Final = 32
+BATCH_BYTES: Final = 512 << 10
+LEASE_LEAST, LEASE_MOST = 0.25, 12 * 3600.0
+LONGEST: Final = 400 * 86400.0
+_WORD: Final = 200
+_ID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
+_LEASE: Final = re.compile(r"[0-9a-f]{24}")
+_LEVELS: Final = ("explicit", "auto", "none")
+_HEADERS: Final = ("idem", "prio", "delay", "ttl", "key", "corr", "type", "len", "batch")
+
+
+class Draft(NamedTuple):
+    """A message that somebody wants to send."""
+
+    body: bytes
+    prio: int = 0
+    delay: float = 0.0
+    ttl: float = 0.0
+    key: str = ""
+    corr: str = ""
+    type: str = ""
+    idem: str = ""
+    whole: bool = True
+
+    def payload(self) -> bytes:
+        """What must be the same where the idempotency key is."""
+        digest = hashlib.blake2b(digest_size=16)
+        for word in (self.key, self.corr, self.type):
+            digest.update(f"{len(word)}:{word}".encode())
+        digest.update(self.body)
+        return digest.digest()
+
+
+class Options(NamedTuple):
+    """What a reader asks for; None is as the topic has it."""
+
+    max: int = 1
+    vis: float | None = None
+    wait: float | None = None
+    ack: str | None = None
+
+
+class Answer(NamedTuple):
+    """What is to become of a leased message."""
+
+    verb: str  # ack, nack or extend
+    id: str
+    lease: str
+    delay: float | None = None
+
+
+# Values
+
+
+def number(name: str, word: str, least: int, most: int) -> int:
+    if not (word.isascii() and word.isdigit() and len(word) < 16 and least <= int(word) <= most):
+        raise Refused(400, f"{name} is a number from {least} to {most}, not {word[:32]!r}")
+    return int(word)
+
+
+def duration(name: str, word: str, least: float = 0.0, most: float = LONGEST) -> float:
+    try:
+        value = float(Duration.parse(word))
+    except (ValueError, KeyError):
+        raise Refused(400, f"{name} is a duration such as 250ms, 30s or 5m, not {word[:32]!r}") from None
+    if not least <= value <= most:
+        raise Refused(400, f"{name} is from {least:g} to {most:g} seconds, not {word[:32]!r}")
+    return value
+
+
+def word(name: str, value: str) -> str:
+    if not value or len(value) > _WORD or not value.isprintable():
+        raise Refused(400, f"{name} is a word of 1 to {_WORD} printable characters")
+    return value
+
+
+def identity(value: str) -> str:
+    """An id as it was given out."""
+    if _ID.fullmatch(value) is None:
+        raise Refused(400, f"{value[:40]!r} is no id; it is the 26 characters behind id= in what recv gave")
+    return value
+
+
+def _text(data: bytes, what: str) -> str:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as e:
+        raise Refused(400, f"byte {e.start} of the {what} is not UTF-8") from None
+    if "\0" in text:
+        raise Refused(400, f"a NUL byte is in the {what}")
+    return text
+
+
+def _keyed(words: Sequence[str], known: Sequence[str], what: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for each in words:
+        name, eq, value = each.partition("=")
+        if not eq or name not in known:
+            raise Refused(400, f"{each[:40]!r} is no {what}; there are {', '.join(f'{k}=' for k in known)}")
+        if name in found:
+            raise Refused(400, f"{name} is given twice")
+        found[name] = value
+    return found
+
+
+# Sending
+
+
+def _head(data: bytes, at: int) -> tuple[dict[str, str], int] | None:
+    """The headers that begin at AT, and where the body does; None if there is more to come."""
+    if data[at : at + 1] == b"\n":
+        return {}, at + 1
+    end = data.find(b"\n\n", at, at + HEAD + 2)
+    if end < 0:
+        if len(data) - at > HEAD:
+            raise Refused(400, f"no empty line ends the headers within {HEAD} bytes")
+        return None
+    lines = _text(data[at:end], "headers").split("\n")
+    return _keyed([w for line in lines for w in split(line.rstrip("\r"))], _HEADERS, "header"), end + 2
+
+
+def _draft(named: Mapping[str, str], body: bytes, whole: bool) -> Draft:
+    return Draft(
+        body,
+        number("prio", named["prio"], 0, 9) if "prio" in named else 0,
+        duration("delay", named["delay"]) if "delay" in named else 0.0,
+        duration("ttl", named["ttl"], 0.001) if "ttl" in named else 0.0,
+        *(word(name, named[name]) if name in named else "" for name in ("key", "corr", "type", "idem")),
+        whole,
+    )
+
+
+class Parcel:
+    """What a writer of `send.h` gathers: one message, or a batch of them, each with its length."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def measure(self, data: bytes) -> int | None:
+        """How long all of it will be, once that is said."""
+        found = _head(data, 0)
+        if found is None:
+            return None
+        named, at = found
+        if "batch" not in named:
+            return at + self._length(named, self.most) if "len" in named else None
+        count = number("batch", named["batch"], 1, BATCH)
+        for nth in range(count):
+            if nth and (found := _head(data, at)) is None:
+                return None
+            named, at = found
+            at += self._length(named, BATCH_BYTES)
+            if at > len(data) and nth + 1 < count:
+                return None
+        return at
+
+    def open(self, data: bytes, declared: bool) -> list[Draft]:
+        """The messages in it, or a refusal."""
+        found = _head(data, 0)
+        if found is None:
+            raise Refused(400, "no empty line ends the headers")
+        named, at = found
+        if "batch" not in named:
+            if len(data) - at > self.most:
+                raise Refused(413, f"a message is at most {self.most} bytes")
+            if "len" in named and number("len", named["len"], 0, self.most) != len(data) - at:
+                raise Refused(422, f"{named['len']} bytes were declared, {len(data) - at} came")
+            return [_draft(named, data[at:], declared)]
+        drafts = []
+        for nth in range(number("batch", named["batch"], 1, BATCH)):
+            if nth:
+                if (found := _head(data, at)) is None:
+                    raise Refused(422, f"the batch ends behind {nth} messages")
+                named, at = found
+                if "batch" in named:
+                    raise Refused(400, "batch is said once, with the first message")
+            end = at + self._length(named, BATCH_BYTES)
+            drafts.append(_draft(named, data[at:end], True))
+            at = end
+        if at != len(data):
+            raise Refused(422, f"the batch is {at} bytes long, and {len(data)} came")
+        if sum(len(draft.body) for draft in drafts) > BATCH_BYTES:
+            raise Refused(413, f"the messages of a batch have at most {BATCH_BYTES} bytes together")
+        return drafts
+
+    def _length(self, named: Mapping[str, str], most: int) -> int:
+        if "len" not in named:
+            raise Refused(400, "each message of a batch says its len=")
+        return number("len", named["len"], 0, most)
+
+
+def shown(message: Message, values: Mapping[str, object]) -> bytes:
+    """A message as it is read: what is known of it on a line, an empty line, the body."""
+    said = {k: v for k, v in (("key", message.key), ("corr", message.corr), ("type", message.type)) if v}
+    if message.prio:
+        said["prio"] = str(message.prio)
+    if message.by:
+        said["from"] = message.by
+    if not message.whole:
+        said["undeclared"] = "1"
+    head = pairs({"id": message.id, **values, **said, "len": len(message.body)})
+    return head.encode() + b"\n\n" + message.body
+
+
+# Receiving
+
+
+def options(data: bytes) -> Options:
+    """What was written to `recv` before it is read."""
+    if len(data) > HEAD:
+        raise Refused(413, f"options are at most {HEAD} bytes")
+    words = [w for line in _text(data, "options").split("\n") for w in split(line)]
+    named = _keyed(words, ("max", "vis", "wait", "ack"), "option")
+    if named.get("ack", "explicit") not in _LEVELS:
+        raise Refused(400, f"ack is one of {'|'.join(_LEVELS)}")
+    return Options(
+        number("max", named["max"], 1, BATCH) if "max" in named else 1,
+        duration("vis", named["vis"], LEASE_LEAST, LEASE_MOST) if "vis" in named else None,
+        duration("wait", named["wait"]) if "wait" in named else None,
+        named.get("ack"),
+    )
+
+
+def answers(data: bytes) -> list[Answer]:
+    """What was written to `ack`, line by line."""
+    if len(data) > 64 << 10:
+        raise Refused(413, "one write answers at most 64 KiB of lines")
+    found = []
+    lines = _text(data, "text").split("\n")
+    for nth, line in enumerate(lines, 1):
+        try:
+            if words := split(line.rstrip("\r")):
+                found.append(_answer(words))
+        except Refused as e:
+            if len(lines) > 2:
+                raise Refused(e.code, f"line {nth}: {e.detail}", reason=e.reason) from None
+            raise
+    if len({answer.id for answer in found}) < len(found):
+        raise Refused(400, "an id is answered twice in one write")
+    return found
+
+
+def _answer(words: list[str]) -> Answer:
+    verb = words.pop(0) if words[0] in ("ack", "nack", "extend") else "ack"
+    usage = {"ack": "ID [LEASE]", "nack": "nack ID [LEASE] [delay=DURATION]",
+             "extend": "extend ID [LEASE] DURATION"}[verb]  # fmt: skip
+    delay: float | None = None
+    if verb == "extend":
+        if len(words) < 2:
+            raise Refused(400, f"usage: {usage}")
+        delay = duration("the extension", words.pop(), LEASE_LEAST, LEASE_MOST)
+    elif verb == "nack" and words and words[-1].startswith("delay="):
+        delay = duration("delay", words.pop().removeprefix("delay="))
+    if not 1 <= len(words) <= 2:
+        raise Refused(400, f"usage: {usage}")
+    if len(words) == 2 and _LEASE.fullmatch(words[1]) is None:
+        raise Refused(400, f"{words[1][:40]!r} is no lease; it is what recv gave behind lease=")
+    return Answer(verb, identity(words[0]), words[1] if len(words) == 2 else "", delay)
+
+
+def place(data: bytes, now: float) -> tuple[int | None, float | None]:
+    """From which message or which time on a subscriber wants to read."""
+    words = _text(data, "text").split()
+    if len(words) == 2 and words[0] == "since":
+        return None, now - duration("since", words[1])
+    if len(words) == 2 and words[0] == "from":
+        if words[1].isascii() and words[1].isdigit():
+            return number("from", words[1], 0, 10**15 - 1), None
+        try:
+            at = datetime.fromisoformat(words[1])
+            return None, (at if at.tzinfo else at.astimezone()).timestamp()
+        except (ValueError, OverflowError, OSError):
+            pass
+    raise Refused(400, "a subscriber says: from SEQ, from 2026-01-31T12:00:00Z, or since DURATION")
