@@ -122,7 +122,7 @@ async def test_a_space_is_a_tree_like_any_other(made: Made, prefix: str, dialect
     await check_tree(made, feeds=feeds(prefix), dialects=dialects)
 
 
-@pytest.mark.parametrize(("dialects", "far"), [((PLAIN, DOTL, WARREN), False), ((DOTL, WARREN), True)])
+@pytest.mark.parametrize(("dialects", "far"), [((PLAIN, DOTL, WARREN), False), ((PLAIN, DOTL, WARREN), True)])
 async def test_a_disk_in_a_space_is_all_that_it_is(
     tmp_path: Path, dialects: tuple[str, ...], far: bool
 ) -> None:

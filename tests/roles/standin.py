@@ -3,6 +3,8 @@
     python standin.py --state DIR --name NAME       the role
     python standin.py --state DIR --up [NAME=ROLE...]        a hive of such roles, as `warren up --detach`
     python standin.py --state DIR --keep [NAME=ROLE...]      the same in the foreground
+    python standin.py --state DIR --join ADDR NAME=ROLE      a hive of one, whose queen is elsewhere
+    ... --mount DIR                                          with a mount that cannot be had
 
     /proc/lifecycle/state     ONLINE
     /log/ctl                  note KIND [key=value...]: kept, and shown in
@@ -22,7 +24,7 @@ import trio
 from warren.auth.refusal import Refusal
 from warren.auth.rights import Policy
 from warren.mount import dial
-from warren.roles.hive import Status, up
+from warren.roles.hive import Mount, Status, start_joined, up
 from warren.roles.processes import die_with_parent
 from warren.roles.state import State
 from warren.serve.export import Export
@@ -95,15 +97,25 @@ def command(state: State, name: str) -> list[str]:
     return [sys.executable, "-P", __file__, "--state", str(state.directory), "--name", name]
 
 
-def bring_up(state: State, roles: dict[str, str], *, detach: bool) -> int:
+def broken(source: str, point: Path) -> list[str]:
+    return [sys.executable, "-c", f"raise SystemExit('no mount of {source} here')"]
+
+
+def bring_up(state: State, roles: dict[str, str], queen: str, at: str | None, *, detach: bool) -> int:
     def say(text: str) -> None:
         print(text, flush=True)
 
     def done(now: Status, fresh: bool) -> None:
         say("up" if fresh else "already up")
 
+    mount = Mount(Path(at), broken) if at else None
     try:
-        return up(state, roles, None, detach=detach, tell=say, command=command, done=done)
+        if queen:
+            [(name, role)] = roles.items()
+            return start_joined(
+                state, name, role, queen, mount, detach=detach, tell=say, command=command, done=done
+            )
+        return up(state, roles, mount, detach=detach, tell=say, command=command, done=done)
     except (Refusal, OSError) as e:
         say(f"{type(e).__name__}: {e}")
         return 1
@@ -116,11 +128,14 @@ def main() -> None:
     parser.add_argument("--name")
     parser.add_argument("--up", action="store_true")
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--join", default="")
+    parser.add_argument("--mount")
     parser.add_argument("roles", nargs="*")
     args = parser.parse_args()
     state = State(args.state)
-    if args.up or args.keep:
-        sys.exit(bring_up(state, dict(word.split("=") for word in args.roles), detach=args.up))
+    if args.up or args.keep or args.join:
+        roles = dict(word.split("=") for word in args.roles)
+        sys.exit(bring_up(state, roles, args.join, args.mount, detach=not args.keep))
     told = Path(state.directory / "fail" / args.name)
     match told.read_text().split() if told.exists() else []:
         case ["exit", code]:

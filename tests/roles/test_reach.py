@@ -2,7 +2,6 @@
 
 import itertools
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -111,7 +110,6 @@ class Court:
     offered: Export
     address: str
     here: dict[str, bool]
-    comings: Counter[str]
     news: list[trio.Event] = field(default_factory=list)
 
     def mint(self, who: str) -> Token:
@@ -120,10 +118,10 @@ class Court:
         said = Caveats(allow=(EVERY,), aud=where, nbf=now - 10, exp=now + 60, to=QUEEN)
         return mint(self.hive.minting, said)
 
-    async def until(self, name: str, here: bool, times: int = 1) -> None:
-        """Return when the worker of that name has come, that often, or gone."""
+    async def until(self, name: str, here: bool) -> None:
+        """Return when the worker of that name has come, or gone."""
         with trio.fail_after(10):
-            while self.here.get(name, False) is not here or self.comings[name] < times:
+            while self.here.get(name, False) is not here:
                 self.news.append(trio.Event())
                 await self.news[-1].wait()
 
@@ -140,13 +138,12 @@ async def court(
 ) -> AsyncIterator[Court]:
     hive = Hive(tmp_path)
     queen, worker = hive.server, hive.member("role/DroneWorker/drone-1")
-    clock, here, comings = HandClock(), dict[str, bool](), Counter[str]()
+    clock, here = HandClock(), dict[str, bool]()
     gate = Gate(queen)
     made: list[Court] = []
 
     def changed(name: str, is_here: bool) -> None:
         here[name] = is_here
-        comings[name] += is_here
         if is_here:
             now.reach.ways[f"${name}"] = Way(inward=name)
             now.cell.space = now.cell.space.mount(f"${name}", f"/n/{name}")
@@ -169,8 +166,7 @@ async def court(
         await nursery.start(inward.run)
         await nursery.start(reach.run)
         now = Court(
-            hive, nursery, queen, worker, gate, inward, reach, clock, cell, served, offered, address,
-            here, comings,
+            hive, nursery, queen, worker, gate, inward, reach, clock, cell, served, offered, address, here
         )  # fmt: skip
         made.append(now)
         nursery.start_soon(keep_offering, address, worker, "role/QueenPrimary/*", offered)
@@ -322,7 +318,6 @@ async def test_a_lost_worker_is_an_error_and_comes_back_by_itself(tmp_path: Path
                     channel.cut()
             with pytest.raises(OSError, match="502"):
                 await events.record()
-            await now.until("drone-1", True, times=2)
             assert await bob.read("/n/drone-1/hello") == b"hello, world\n"
 
 

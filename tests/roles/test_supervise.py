@@ -649,10 +649,56 @@ def test_several_at_once_make_one_hive(tmp_path: Path) -> None:
 
 
 def test_a_worker_whose_queen_is_elsewhere_is_a_hive_of_its_own(tmp_path: Path) -> None:
+    state = State(tmp_path / "j")
+    state.make()
     with hive_at(tmp_path / "s") as far:
-        state = State(tmp_path / "j")
-        state.make()
         os.rename(far.pki("drone-2"), state.pki("drone-2"))
-        with pytest.raises(Standing, match="join as that, not as SensorRelay"):
-            hive.start_joined(state, "drone-2", "SensorRelay", "tls!h!1", None, detach=True, tell=print)
+        name = far.hive().hive
+    try:
+        with standin(state, "--join", "tls!hub!5640", "drone-2=SensorRelay") as process:
+            said, _ = process.communicate(timeout=PATIENCE)
+        assert said.startswith(f"Standing: {state.pki('drone-2')} is spiffe://{name}/role/DroneWorker/drone-2;")
         assert not state.file.exists()
+        for last in ("up", "already up"):
+            with standin(state, "--join", "tls!hub!5640", "drone-2=DroneWorker") as process:
+                said, _ = process.communicate(timeout=PATIENCE)
+            assert said.splitlines()[-1] == last
+        joined = state.hive()
+        assert (joined.hive, joined.queen, dict(joined.roles)) == (
+            name, "tls!hub!5640", {"drone-2": "DroneWorker"},
+        )  # fmt: skip
+        assert not state.ca.exists()
+        assert hive.status(state).about["joined"] == "tls!hub!5640"
+        with standin(state, "--join", "tls!elsewhere!1", "drone-2=DroneWorker") as process:
+            said, _ = process.communicate(timeout=PATIENCE)
+        assert said.startswith(f"Standing: {state.directory} is of the hive {name}")
+        with standin(state, "--up", "drone-9=DroneWorker") as process:
+            said, _ = process.communicate(timeout=PATIENCE)
+        assert "drone-9 is nobody in" in said
+    finally:
+        taken_down(state)
+
+
+def test_a_mount_that_cannot_be_had_is_said_and_the_hive_is_up(tmp_path: Path) -> None:
+    state = State(tmp_path / "s")
+    try:
+        said = brought_up(state, "queen=QueenPrimary", "--mount", str(tmp_path / "m"))
+        assert said[-1] == "up"
+        assert said[-2].startswith("mount crashed 3 times: exit 1: no mount of unix!")
+        assert said[-2].endswith(f"use the hive with --state {state.directory}")
+        assert {name: row["state"] for name, row in rows(state).items()}["queen"] == "up"
+    finally:
+        assert taken_down(state) == ["down"]
+
+
+async def test_one_that_is_degraded_at_first_is_given_a_moment(stage: Stage) -> None:
+    service = stage.service()
+    words = iter(["DEGRADED", "DEGRADED", "ONLINE"])
+
+    async def probe() -> tuple[str, str, str]:
+        return UP, next(words), ""
+
+    service.probe = probe
+    stage.supervisor.start("drone-1")
+    await until(service, UP)
+    assert service.lifecycle == "ONLINE"

@@ -258,6 +258,15 @@ def test_status_is_a_table_and_an_exit_code(hive: Running) -> None:
     assert hive.warren("status").code == 0
 
 
+def test_json_has_the_same(hive: Running) -> None:
+    [now] = [json.loads(line) for line in hive.warren("up", "--detach", "--json").out.splitlines()]
+    assert (now["hive"], now["state"]) == (hive.state.hive().hive, str(hive.state.directory))
+    about, *rows = status(hive)
+    assert about["hive"] == now["hive"]
+    assert [row["name"] for row in rows] == [row["name"] for row in now["services"]]
+    assert set(rows[0]) == {"name", "role", "pid", "state", "lifecycle", "restarts", "since", "reason"}
+
+
 def test_hives_run_side_by_side_and_down_leaves_nothing(hive: Running, short: Path) -> None:
     other = up(short / "o", "queen=QueenPrimary", "relay-1=SensorRelay")
     pids = [other.pid(name) for name in ("queen", "relay-1", *(["mount"] if mounts(other) else []))]

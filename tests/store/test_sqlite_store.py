@@ -316,6 +316,44 @@ def test_the_room_of_a_large_trim_comes_back_in_steps_also_after_a_reopening(tmp
     opened.engine.close()
 
 
+async def test_a_watch_that_missed_forgotten_deletions_hears_so_also_after_a_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    async with open_sqlite(path, tombstones=2) as store:
+        for key in ("a/1", "a/2", "b/1", "a/3"):
+            await store.put(key, b"")
+        late, beside = await store.watch("a", after=1), await store.watch("b")
+        gone = [await store.delete(key) for key in ("a/1", "a/2", "a/3")]
+        for _ in range(2):
+            with pytest.raises(Trimmed) as caught:
+                late.next_nowait()
+            assert caught.value.through == gone[0]
+        with pytest.raises(trio.WouldBlock):
+            beside.next_nowait()
+    async with open_sqlite(path, tombstones=2) as store:
+        with pytest.raises(Trimmed):
+            await store.watch("b", after=1)
+        async with await store.watch("a", after=gone[0]) as watch:
+            assert [watch.next_nowait().revision for _ in range(2)] == gone[1:]
+
+
+async def test_a_cancelled_write_is_over_when_its_caller_goes_on(tmp_path: Path) -> None:
+    async with open_sqlite(tmp_path / "s.db") as store:
+        for turn in range(200):
+            with trio.CancelScope() as scope:
+                trio.lowlevel.current_trio_token().run_sync_soon(scope.cancel)
+                await store.put("k", b"%d" % turn)
+            at_once = await value_of(store)
+            await store.put("another", b"")  # behind which nothing of before can come
+            assert await value_of(store) == at_once
+
+
+async def value_of(store: Store) -> bytes:
+    try:
+        return (await store.get("k")).value
+    except NotFound:
+        return b""
+
+
 async def test_writes_that_wait_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     async with open_sqlite(path) as store:

@@ -66,6 +66,19 @@ async def reach(link: Link, op: Op, path: str, *then: Request, follow: bool = Tr
     raise op.error(errno.ELOOP, "too many symbolic links")
 
 
+async def straight(link: Link, op: Op, names: list[str], *then: Request) -> Reached | None:
+    """As `reach`, by exactly these names: nothing is followed. None if a symbolic link is on the way."""
+    walk = _Walk(link, op, names, follow=False)
+    try:
+        if await walk.run(then):
+            return Reached(walk.fid, walk.qid, await walk.use(then))
+    except BaseException:
+        walk.drop()
+        raise
+    walk.drop()
+    return None
+
+
 class _Walk:
     """One attempt. Until a walk has made the fid, each one begins at the root with a number of its own."""
 

@@ -1,6 +1,7 @@
 """mount: a tree as a directory
 
     warren mount ADDR|ROLE DIR [--id DIR] [--expect WHO] [--aname NAME] [--read-only] [--foreground]
+    warren mount --ns FILE [--var NAME=ADDR]... DIR
 
 The tree at ADDR, or that of the role ROLE of this hive (a plain word, without a `!`), appears at DIR, for
 every program: files, streams, ctl files and errors alike. It returns once DIR can be used; the mount is then
@@ -13,6 +14,11 @@ is back so are the files, without mounting again. Ctrl-C ends a `cat` that waits
 Only you may use it. --allow-other lets all users of this machine in, each under their own name as far as the
 server believes names; it wants `user_allow_other` in /etc/fuse.conf unless you are root.
 
+--ns mounts a namespace: the trees that the text FILE puts together, or standard input if that is -. What is
+a name there (`$queen`) is an address here, by --var. Everything wrong with the text is said, and nothing is
+mounted; so it is if one of the trees does not answer, unless its line has -i: then that line is left out.
+Each tree is reached as you, and is back when its server is. `warren ns --as-script` prints such a command.
+
 DIR should be empty: what is in it is hidden meanwhile. Without /dev/fuse, use warren ls, cat and write.
 """
 
@@ -22,6 +28,7 @@ import errno
 import os
 import signal
 from argparse import Namespace
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from warren.roles.directory import chosen_directory, socket_of
@@ -31,7 +38,9 @@ from warren.shell.exits import Stopped, Usage
 from warren.shell.session import identity_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
+
+    from warren.auth.identity import Identity
 
 
 def declare(parser: Parser) -> None:
@@ -39,17 +48,44 @@ def declare(parser: Parser) -> None:
     parser.add_argument("--expect", metavar="WHO", default="role/*/*", help="for tls!: who must be there")
     parser.add_argument("--aname", metavar="NAME", default="", help="a directory or a name to attach to")
     parser.add_argument("--state", metavar="DIR", help="the hive whose role is meant")
+    parser.add_argument("--ns", metavar="FILE", help="the namespace of that text; - is standard input")
+    parser.add_argument("--var", metavar="NAME=ADDR", action="append", default=[],
+                        help="for --ns: the address that $NAME stands for; repeatable")  # fmt: skip
     parser.add_argument("--read-only", action="store_true", help="nothing can be changed through it")
     parser.add_argument("--allow-other", action="store_true", help="for all users of this machine")
     parser.add_argument("--foreground", action="store_true", help="serve it here, until it is unmounted")
 
 
 def run(args: Namespace) -> int:
+    args.space = None
+    if args.ns is not None:
+        return _compose(args)
+    if args.var:
+        raise Usage("warren mount: --var is for --ns FILE")
     if len(args.words) != 2:
         raise Usage("warren mount: say what and where: warren mount ADDR|ROLE DIR")
     what, where = args.words
     at = what if "!" in what else _role(args.state, what)
-    directory = _directory(where)
+    return _mount(args, at, _directory(where))
+
+
+def _compose(args: Namespace) -> int:
+    from warren.namespaces import BadNamespace
+    from warren.shell.composition import Unanswered, composition
+
+    if len(args.words) != 1:
+        raise Usage("warren mount --ns: say where, and nothing else: warren mount --ns FILE DIR")
+    directory = _directory(args.words[0])
+    try:
+        args.space = composition(args)
+    except (BadNamespace, Unanswered) as e:
+        for line in e.errors if isinstance(e, BadNamespace) else e.lines:
+            output.say(f"warren: {line}")
+        return exits.BAD_INPUT if isinstance(e, BadNamespace) else exits.UNAVAILABLE
+    return _mount(args, "the namespace", directory)
+
+
+def _mount(args: Namespace, at: str, directory: str) -> int:
     if args.foreground:
         return _serve(args, at, directory, lambda: output.say(f"mounted {at} at {directory}"))
     return _in_background(args, at, directory)
@@ -125,13 +161,14 @@ async def _until_ended(
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(heed)
-            try:
-                await mounted(
-                    at, directory, ready=ready, aname=args.aname, identity=identity, expect=args.expect,
-                    allow_other=args.allow_other, read_only=args.read_only, tell=tell,
-                )  # fmt: skip
-            except (OSError, ValueError) as e:
-                failed = e
+            async with _tree(args, at, identity, tell) as address:
+                try:
+                    await mounted(
+                        address, directory, ready=ready, aname=args.aname, identity=identity,
+                        expect=args.expect, allow_other=args.allow_other, read_only=args.read_only, tell=tell,
+                    )  # fmt: skip
+                except (OSError, ValueError) as e:
+                    failed = e
             nursery.cancel_scope.cancel()
     if isinstance(failed, ValueError):
         way_out = "for example warren mount 'tcp!127.0.0.1!5640' DIR, or the name of a role"
@@ -139,6 +176,20 @@ async def _until_ended(
     if failed is not None:
         raise _not_mounted(failed, at)
     return code
+
+
+@asynccontextmanager
+async def _tree(
+    args: Namespace, at: str, identity: Identity | None, tell: Callable[[str], None]
+) -> AsyncIterator[str]:
+    """The address of what is mounted: AT, or that of the namespace, which is served while the block runs."""
+    if args.space is None:
+        yield at
+        return
+    from warren.roles.composed import composed
+
+    async with composed(args.space, identity=identity, expect=args.expect, tell=tell) as address:
+        yield address
 
 
 def _not_mounted(e: OSError, at: str) -> OSError:

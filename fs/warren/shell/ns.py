@@ -111,16 +111,29 @@ def _of_file(word: str, given: Sequence[str], state: State) -> Found:
     from warren.auth.refusal import Refusal
     from warren.namespaces import build, library
 
-    values = {}
-    for each in given:
-        name, equals, value = each.partition("=")
-        if not name or not equals:
-            raise Usage(f"warren ns: --var is NAME=VALUE, not {each!r}")
-        values[name] = value
+    values = values_of("ns", given)
     try:
         names = set(state.hive().roles)
     except Refusal:  # to check a text no hive is needed
         names = set()
+    text, name, beside = text_of(word)
+    symbols = {"self", "queen", *names} - values.keys()
+    return Found(build(text, name, values=values, symbols=symbols, include=library(beside, state.roles)))
+
+
+def values_of(command: str, given: Sequence[str]) -> dict[str, str]:
+    """What --var says."""
+    values = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not name or not equals:
+            raise Usage(f"warren {command}: --var is NAME=VALUE, not {each!r}")
+        values[name] = value
+    return values
+
+
+def text_of(word: str) -> tuple[str, str, Path]:
+    """A namespace's text in a file or on standard input, what errors call it, and where it is."""
     try:
         data = sys.stdin.buffer.read() if word == "-" else Path(word).read_bytes()
         text = data.decode()
@@ -130,10 +143,9 @@ def _of_file(word: str, given: Sequence[str], state: State) -> Found:
     except OSError as e:
         number = e.errno or errno.EIO
         raise Stopped(number, os.strerror(number), word, "give a text of mount and bind lines") from None
-    beside = Path.cwd() if word == "-" else Path(word).parent
-    name = "standard input" if word == "-" else os.path.basename(word)
-    symbols = {"self", "queen", *names} - values.keys()
-    return Found(build(text, name, values=values, symbols=symbols, include=library(beside, state.roles)))
+    if word == "-":
+        return text, "standard input", Path.cwd()
+    return text, os.path.basename(word), Path(word).parent
 
 
 def of_running(name: str, state: State) -> Found:

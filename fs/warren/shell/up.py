@@ -118,9 +118,11 @@ def _mounting(source: str, point: Path) -> Sequence[str]:
 def _cannot_mount() -> str:
     if not os.path.exists("/dev/fuse"):
         return "there is no /dev/fuse"
-    if os.geteuid() == 0 or shutil.which("fusermount3"):
+    if os.geteuid() == 0:
         return ""
-    return "there is no fusermount3, which mounts for users"
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return "you may not open /dev/fuse"
+    return "" if shutil.which("fusermount3") else "there is no fusermount3, which mounts for users"
 
 
 def _use(state: State) -> str:

@@ -87,7 +87,7 @@ class Guard:
         make = self.decoders.get(encoding)
         if make is None:
             known = ", ".join(self.decoders)
-            raise Refused(405, f"the encoding {encoding!r} is not known here; send {known}, or the bytes plain")
+            raise Refused(405, f"there is no encoding {encoding!r} here; send {known}, or the bytes plain")
         return Inflating(self, encoding, make, self.most if most is None else min(most, self.most))
 
     def observe(self, ratio: float, why: Literal["ratio", "size", "damage"] | None) -> None:
@@ -99,16 +99,18 @@ class Guard:
 
     def counts(self, prefix: str) -> list[Count]:
         """The measures; their names begin with PREFIX."""
-        buckets, total = {}, 0
+        buckets: dict[tuple[str, ...], float] = {}
+        total = 0
         for bound, n in zip((*(f"{b:g}" for b in _BUCKETS), "+Inf"), self._observed, strict=True):
             buckets[(bound,)] = float(total := total + n)
-        refused = {(why,): float(n) for why, n in self.refused.items()}
+        refused: dict[tuple[str, ...], float] = {(why,): n for why, n in self.refused.items()}
+        name = f"{prefix}_inflate"
         return [
-            one(f"{prefix}_inflate_streams_total", "Compressed streams that ended or were refused.", self.streams),
-            one(f"{prefix}_inflate_in_bytes_total", "Compressed bytes taken in.", self.taken),
-            one(f"{prefix}_inflate_out_bytes_total", "Bytes that came out of them.", self.given),
-            Count(f"{prefix}_inflate_refused_total", "Streams refused, by what was wrong.", refused, ("why",)),
-            Count(f"{prefix}_inflate_ratio_bucket", "Streams by the ratio observed.", buckets, ("le",)),
+            one(f"{name}_streams_total", "Compressed streams that ended or were refused.", self.streams),
+            one(f"{name}_in_bytes_total", "Compressed bytes taken in.", self.taken),
+            one(f"{name}_out_bytes_total", "Bytes that came out of them.", self.given),
+            Count(f"{name}_refused_total", "Streams refused, by what was wrong.", refused, ("why",)),
+            Count(f"{name}_ratio_bucket", "Streams by the ratio observed.", buckets, ("le",)),
         ]
 
 
@@ -169,9 +171,8 @@ class Inflating:
             raise Refused(413, f"it inflates to more than {self._most} bytes; send less at once")
         if self.given > guard.free and self.given > guard.ratio * self.taken:
             self._end("ratio")
-            raise Refused(
-                413, f"it inflates to more than {guard.ratio:g} times its size; send the bytes plain", reason="bomb"
-            )
+            says = f"it inflates to more than {guard.ratio:g} times its size; send the bytes plain"
+            raise Refused(413, says, reason="bomb")
 
     def end(self) -> None:
         """All input was fed: refused unless it is whole."""

@@ -15,9 +15,9 @@ from hashlib import blake2b
 from typing import Final, Protocol, TypeVar
 from weakref import WeakSet
 
-from warren.mount import Files
+from warren.mount import Files, walk
 from warren.mount.link import Link, Op
-from warren.mount.walk import Reached, _Walk
+from warren.mount.walk import Reached
 from warren.mount.words import Request
 from warren.namespaces.opened import worded
 from warren.p9.fields import Qid
@@ -112,11 +112,7 @@ def longer(names: Path, name: str) -> Path:
 
 async def straight(link: Link, op: Op, names: Path, *then: Request) -> Reached:
     """Walk to a path and send THEN on the fid, which is the caller's. Nothing is followed on the way."""
-    walk = _Walk(link, op, list(names), follow=False)
-    try:
-        if not await walk.run(then):
-            raise Refused(400, f"{spell(names)} leads through a symbolic link", errno=errno.ENOTDIR)
-        return Reached(walk.fid, walk.qid, await walk.use(then))
-    except BaseException:
-        walk.drop()
-        raise
+    found = await walk.straight(link, op, list(names), *then)
+    if found is None:
+        raise Refused(400, f"{spell(names)} leads through a symbolic link", errno=errno.ENOTDIR)
+    return found

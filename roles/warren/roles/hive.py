@@ -26,6 +26,7 @@ from warren.mount import Files, dial
 from warren.roles import found
 from warren.roles.keeper import (
     CONTROL,
+    MOUNT,
     Command,
     Keeper,
     Mount,
@@ -322,24 +323,40 @@ async def _stop(state: State, names: list[str], tell: Tell) -> None:
 
 
 async def _follow(state: State, tell: Tell, done: Callable[[Status, bool], None], fresh: bool) -> None:
-    """Say what happens until everything that is wanted is up; NotUp if it does not come to that."""
+    """Say what happens until everything that is wanted is up; NotUp if it does not come to that.
+
+    A mount that cannot be had is said, and waited for no longer: the hive is of use without it.
+    """
+    unmounted = False
     with trio.move_on_after(PATIENCE):
         async with _control(state) as files, await files.stream("/events") as events:
             now = await _read_status(files)
-            while late := {row["name"] for row in now.services if row["state"] not in (UP, STOPPED)}:
-                tell(f"starting {', '.join(one['name'] for one in now.services if one['name'] in late)} …")
+            while late := _late(now, unmounted):
+                tell(f"starting {', '.join(late)} …")
                 while late:
                     event = pairs((await events.record()).decode().strip())
                     _say(state, event, tell)
-                    if event.get("kind") in ("ready", "stopped"):
-                        late.discard(event["service"])
+                    name, given_up = event.get("service", ""), _given_up(state, event)
+                    if given_up and name != MOUNT:
+                        raise given_up
+                    if given_up:
+                        unmounted = True
+                        tell(f"{given_up.text}; use the hive with --state {state.directory}")
+                    if given_up or event.get("kind") in ("ready", "stopped"):
+                        late = [one for one in late if one != name]
                 now = await _read_status(files)
-            done(now, fresh)
+            done(Status({**now.about, "mount": "-"}, now.services) if unmounted else now, fresh)
             return
-    rows = (await _status(state)).services
-    late = {f"{row['name']} is {row['state']}" for row in rows if row["state"] not in (UP, STOPPED)}
-    text = f"not all of it is up after {PATIENCE:g} s: {', '.join(sorted(late))}"
+    late = _late(await _status(state), unmounted)
+    text = f"not all of it is up after {PATIENCE:g} s; {', '.join(late)} is not"
     raise NotUp(text, f"see {state.directory}/log; warren status shows more, warren down ends it")
+
+
+def _late(now: Status, unmounted: bool) -> list[str]:
+    """What is wanted and not there yet."""
+    out = (UP, STOPPED)
+    rows = [row for row in now.services if row["state"] not in out]
+    return [row["name"] for row in rows if not (unmounted and row["name"] == MOUNT)]
 
 
 def _say(state: State, event: dict[str, str], tell: Tell) -> None:
@@ -348,13 +365,19 @@ def _say(state: State, event: dict[str, str], tell: Tell) -> None:
         shown = {"-": ""}.get(event["state"], f" {event['state']}")
         why = {"-": ""}.get(event["reason"], f": {event['reason']}")
         tell(f"{name:<12} ready after {event['seconds']} s{shown}{why}")
-    elif event.get("kind") == "crashed":
-        log = state.log(name) / "stderr.log"
-        ended = event["reason"].replace("_", " ")
-        if int(event["in_a_row"]) >= _CRASHES:
-            text = f"{name} crashed {event['in_a_row']} times: {ended}: {' '.join(tail(log, 1))}"
-            raise NotUp(text, f"see {log}; warren status shows the rest, warren down ends it")
-        tell(f"{name:<12} crashed: {ended}; again in {event['again_in']} s")
+    elif event.get("kind") == "crashed" and int(event["in_a_row"]) < _CRASHES:
+        tell(f"{name:<12} crashed: {event['reason'].replace('_', ' ')}; again in {event['again_in']} s")
+
+
+def _given_up(state: State, event: dict[str, str]) -> NotUp | None:
+    """Why nobody need wait for this service, if it crashes again and again."""
+    if event.get("kind") != "crashed" or int(event["in_a_row"]) < _CRASHES:
+        return None
+    log = state.log(event["service"]) / "stderr.log"
+    ended = event["reason"].replace("_", " ")
+    words = " ".join(tail(log, 1))
+    text = f"{event['service']} crashed {event['in_a_row']} times: {ended}: {words}"
+    return NotUp(text, f"see {log}; warren status shows the rest, warren down ends it")
 
 
 __all__ = ["PATIENCE", "Mount", "NotUp", "Status", "down", "pairs", "start_joined", "status", "up"]

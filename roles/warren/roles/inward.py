@@ -6,8 +6,8 @@
 
 A worker keeps one idle connection waiting here and dials another when that is taken into use (see
 `outward`), so there is one for each caller on whose behalf the queen acts. A worker is known by the last
-word of its name. It is *here* as long as it has a connection, idle or in use; CHANGED is told its name and
-whether it is, so that the role can mount it.
+word of its name. It is *here* as long as it has a connection, idle or in use, and for a moment of GRACE
+after; CHANGED is told its name and whether it is, so that the role can mount it.
 
 An idle connection says nothing until we do. If it becomes readable, it has ended, or its worker does not
 know the protocol: it is closed. A newer idle connection is taken before an older one, and of more than
@@ -93,10 +93,12 @@ class Inward:
         changed: Callable[[str, bool], None] = lambda name, here: None,
         *,
         patience: float = 5.0,
+        grace: float = 1.0,
     ) -> None:
         self.identity = identity
         self.changed = changed
         self.patience = patience
+        self.grace = grace
         self.workers: dict[str, Worker] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -188,6 +190,14 @@ class Inward:
 
     def _ended(self, name: str, worker: Worker, channel: Inbound) -> None:
         worker.using.discard(channel)
+        if self._nursery is not None and not worker.idle and not worker.using:
+            self._nursery.start_soon(self._miss, name, worker)
+
+    async def _miss(self, name: str, worker: Worker) -> None:
+        """A worker that dials again at once was never away."""
+        with trio.move_on_after(self.grace):
+            await worker.news.wait()
+            return
         if not worker.idle and not worker.using and self.workers.get(name) is worker:
             del self.workers[name]
             worker.news.set()

@@ -275,7 +275,7 @@ async def _entered(
         try:
             reply = await link.finish(op, stat)
         except OSError as e:
-            if e.errno != errno.EBADF:
+            if e.errno not in (errno.EBADF, errno.EINVAL):  # plain 9P2000 has no number to say it with
                 raise
             reply = await link.ask(op, cls, new, *fields)  # the walk had to wait, and this was first
         found.append((new, listed, walked.qids[0], link.words.entry(reply, listed.name)))

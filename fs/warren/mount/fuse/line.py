@@ -301,6 +301,11 @@ class Line:
                 self._dialling = True
                 self.session.spawn(self._dial)
 
+    def admit(self) -> None:
+        """Let in of the crowd as many as there is room for."""
+        while self.crowd and not self._crowded():
+            self.ready(self.crowd.popleft())
+
     def _crowded(self) -> bool:
         """Whether as much is under way as a server takes; what waits for an event is counted apart."""
         return sum(j.begun and not j.patient for j in self.session.jobs.values()) >= _AT_ONCE

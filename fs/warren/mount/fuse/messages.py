@@ -6,6 +6,8 @@ Encoder, decoder, bounds and the tests' examples are derived from these lines an
     len[4] opcode[4] unique[8] nodeid[8] uid[4] gid[4] pid[4] extlen[2] pad[2]   before every request
     len[4] error[4] unique[8]                                                    before every reply
 
+It is long because it is one table.
+
 Numbers are the machine's own, which are little-endian wherever Linux has a `/dev/fuse` of this layout.
 Names end in NUL. A length is checked before it is used, a field is never longer than its message, and
 bytes left over are refused where the declaration leaves none: what `parse` takes is what was declared.

@@ -184,7 +184,17 @@ async def open_(job: Job, body: m.Open) -> Answer:
     if node.stored and names and qid.path != node.qid.path:
         job.link.let_go(fid)
         raise job.op.error(errno.ESTALE, "another file has this name now")
-    return _keep(job, OpenFile(node, body.flags, job.link, fid), reply.qid)
+    file = OpenFile(node, body.flags, job.link, fid)
+    if body.open_flags & 1:
+        await _no_setid(job, file, fid)
+    return _keep(job, file, reply.qid)
+
+
+async def _no_setid(job: Job, file: OpenFile, fid: int) -> None:
+    """The contents change, so they no longer deserve the trust that these bits lend."""
+    if file.node.mode & SUIDGID:
+        mode = file.node.mode & 0o7777 & ~SUIDGID
+        await job.ask(Tsetattr, fid, 1, mode, 0, 0, 0, 0, 0, 0, 0)
 
 
 async def create(job: Job, body: m.Create) -> Answer:
@@ -322,9 +332,8 @@ async def write(job: Job, body: m.Write) -> Answer:
     file.base = body.offset + done
     if file.word == STREAM:
         file.position = 0
-    if body.write_flags & _KILL and file.node.mode & SUIDGID:
-        mode = file.node.mode & 0o7777 & ~SUIDGID
-        await job.ask(Tsetattr, fid, 1, mode, 0, 0, 0, 0, 0, 0, 0)
+    if body.write_flags & _KILL:
+        await _no_setid(job, file, fid)
     return m.packed(m.Written(done, 0))
 
 

@@ -36,8 +36,9 @@ from warren.mount.fuse.device import BUFFER, Channel
 from warren.mount.fuse.errstr import Errors, text_of
 from warren.mount.fuse.line import DEADLINE, Answer, Job, Line, Moment
 from warren.mount.fuse.nodes import Node, Nodes
+from warren.mount.fuse.notices import Notices
 from warren.mount.fuse.opened import Opens
-from warren.mount.fuse.operations import LETTING_GO, OPERATIONS
+from warren.mount.fuse.operations import AT_ONCE, OPERATIONS
 from warren.mount.link import FLUSH_PATIENCE, Link
 from warren.p9.client import Call
 
@@ -49,16 +50,16 @@ _TURN: Final = 0.002
 _BATCH: Final = 32
 _SWEEP: Final = 0.25
 _BUFFERS: Final = 8
-_NOTICES: Final = 8192  # names; what is dropped beyond that lasts for a second
 _PAGE: Final = 4096
-_WANTED: Final = (
-    m.ASYNC_READ | m.POSIX_LOCKS | m.ATOMIC_O_TRUNC | m.BIG_WRITES | m.FLOCK_LOCKS | m.AUTO_INVAL_DATA
-    | m.DO_READDIRPLUS | m.READDIRPLUS_AUTO | m.ASYNC_DIO | m.PARALLEL_DIROPS | m.MAX_PAGES
-    | m.HANDLE_KILLPRIV_V2
-)  # fmt: skip
 
 # Asked of the whole connection and not of a node: the kernel does without and never asks again.
 _UNKNOWN: Final = {52: errno.ENOSYS, 47: errno.EOPNOTSUPP}  # statx, copy_file_range
+
+
+# Requests whose refusal says something of the node that was asked about, and not of a name in it.
+_OF_ITSELF: Final = {
+    m.GETATTR, m.SETATTR, m.OPEN, m.READ, m.WRITE, m.READLINK, m.ACCESS, m.OPENDIR, m.READDIR, m.READDIRPLUS,
+}  # fmt: skip
 
 
 class Session:
@@ -76,10 +77,11 @@ class Session:
         self.nodes = Nodes()
         self.opens = Opens()
         self.errors = Errors()
+        self.notices = Notices(tell)
         self.each_user = introduce is not None
         self.tell = tell
         self.jobs: dict[int, Job] = {}
-        self.max_io = BUFFER
+        self.max_io = 1 << 20  # bytes of one read or write, once that is agreed
         self.ended = False
         self._introduce_to = introduce
         self._mine = os.geteuid() if self.each_user else 0
@@ -90,11 +92,8 @@ class Session:
         self._buffers: list[bytearray] = []
         self._used: set[Link] = set()  # which have something to send
         self._leftover: set[Link] = set()  # which have something to send that can wait
-        self._stale: set[int] = set()  # nodes that the kernel must ask about again
-        self._gone: set[tuple[int, str]] = set()  # and names
-        self._news = trio.Event()
         self._busy = trio.Event()
-        self._turn = 0.0  # when the turn under way began
+        self._coming: dict[int, list[Job]] = {}  # the first requests of users who are being introduced
         self._nursery: trio.Nursery
 
     # Life
@@ -105,7 +104,7 @@ class Session:
         try:
             async with trio.open_nursery() as self._nursery:
                 self._nursery.start_soon(self._sweep)
-                self._nursery.start_soon(self._notify)
+                self._nursery.start_soon(self.notices.run, self.device)
                 ready()
                 await self._pump()
                 self._nursery.cancel_scope.cancel()
@@ -128,15 +127,13 @@ class Session:
 
     async def _pump(self) -> None:
         poll, fd, device = self._epoll.poll, self._epoll.fileno(), self.device.fileno()
-        turn = self._turn = time.monotonic()
-        served = False
+        turn, served = time.monotonic(), False
         while not self.ended:
             events = poll(_LINGER if served else 0)
             if not events:
                 self._send_leftover()
                 await trio.lowlevel.wait_readable(fd)
-                turn = self._turn = time.monotonic()
-                served = False
+                turn, served = time.monotonic(), False
                 continue
             served = True
             for number, _ in events:
@@ -145,14 +142,16 @@ class Session:
                 elif (link := self._links.get(number)) is not None:
                     link.receive_now()
             self.send()
-            self._turn = time.monotonic()
-            if self._turn - turn > _TURN:
+            if (now := time.monotonic()) - turn > _TURN:
                 self._send_leftover()
                 await trio.lowlevel.checkpoint()
-                turn = self._turn
+                turn = now
 
     def send(self) -> None:
         """Send what was asked since; whatever asks outside a turn of the pump calls this."""
+        for line in self._lines.values():
+            if line.crowd:
+                line.admit()
         while self._used:
             link = self._used.pop()
             self._leftover.discard(link)
@@ -188,7 +187,7 @@ class Session:
         """LINE has a connection, perhaps a new one."""
 
         def lost() -> None:
-            if sock is not None and self._links.pop(number, None) is not None and not self.ended:
+            if self._links.pop(number, None) is not None and not self.ended:
                 self._epoll.unregister(number)
             line.lost(link)
             self._used.discard(link)
@@ -203,7 +202,7 @@ class Session:
             self._links[number] = link
             self._epoll.register(number, select.EPOLLIN)
         self.nodes.root.qid = link.root_qid
-        self.max_io = min(1 << 20, link.payload // _PAGE * _PAGE) or link.payload
+        self.max_io = min(self.max_io, link.payload // _PAGE * _PAGE or link.payload)
 
     # Requests
 
@@ -236,7 +235,7 @@ class Session:
             if head.opcode not in (m.FORGET, m.BATCH_FORGET, m.INTERRUPT):
                 self._answer_error(head.unique, errno.EIO)
             return
-        if (at_once := _AT_ONCE.get(head.opcode)) is not None:
+        if (at_once := AT_ONCE.get(head.opcode)) is not None:
             at_once(self, head, body)
             return
         node = self.nodes.by_id.get(head.nodeid)
@@ -261,35 +260,32 @@ class Session:
             body = body._replace(value=bytes(body.value))
         job.coroutine = operation(job, body)
         self.jobs[head.unique] = job
-        if line is None:
-            self.spawn(self._introduce, job, uid)
-        else:
+        if line is not None:
             line.ready(job)
+        elif uid in self._coming:
+            self._coming[uid].append(job)
+        elif len(self._lines) + len(self._coming) >= USERS:
+            self.refuse(job, OSError(errno.EUSERS, f"{USERS} users have this mount open; that is all it has"))
+        else:
+            self._coming[uid] = [job]
+            self.spawn(self._introduce, uid)
 
-    async def _introduce(self, job: Job, uid: int) -> None:
-        """The first request of a user who has no connection yet. The task stays with the connection."""
+    async def _introduce(self, uid: int) -> None:
+        """A user who has no connection yet. The task stays with the connection."""
         assert self._introduce_to is not None
-        if uid in self._lines or len(self._lines) >= USERS:
-            self._introduced(job, uid)
-            return
         try:
             async with self._introduce_to(uid) as files:
-                self._lines.setdefault(uid, Line(self, files))
-                self._introduced(job, uid)
+                line = self._lines[uid] = Line(self, files)
+                for job in self._coming.pop(uid):
+                    if self.jobs.get(job.header.unique) is job:  # it may have been given up
+                        job.line = line
+                        line.ready(job)
+                self.send()
                 await trio.sleep_forever()
         except OSError as e:
-            if self.jobs.get(job.header.unique) is job:
-                self.refuse(job, e)
-
-    def _introduced(self, job: Job, uid: int) -> None:
-        if self.jobs.get(job.header.unique) is not job:
-            return  # given up meanwhile
-        if uid in self._lines:
-            job.line = self._lines[uid]
-            job.line.ready(job)
-        else:
-            self.refuse(job, OSError(errno.EUSERS, f"{USERS} users have this mount open"))
-        self.send()
+            for job in self._coming.pop(uid, ()):
+                if self.jobs.get(job.header.unique) is job:
+                    self.refuse(job, e)
 
     def _spare(self) -> bytearray:
         return self._buffers.pop() if self._buffers else bytearray(BUFFER)
@@ -299,7 +295,7 @@ class Session:
     def begin(self, job: Job) -> None:
         """There is a connection: go."""
         job.begun = True
-        job.deadline = self._turn + DEADLINE
+        job.deadline = time.monotonic() + DEADLINE
         self._busy.set()
         self.step(job)
 
@@ -350,17 +346,19 @@ class Session:
             self.forget(node.id, 1)
         number = e.errno or errno.EIO
         looked = head.opcode in (m.LOOKUP, m.GETXATTR, m.LISTXATTR)
-        if not (looked and number in (errno.ENOENT, errno.ENODATA, errno.EOPNOTSUPP, errno.ERANGE)):
+        expected = looked and number in (errno.ENOENT, errno.ENODATA, errno.EOPNOTSUPP, errno.ERANGE)
+        if not expected and number != errno.EINTR:
             self.errors.record(head.pid, head.uid, text_of(e))
-        if not looked and number in (errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOENT):
-            self.changed(job.node, number in (errno.ESTALE, errno.ENOENT))
+        if head.opcode in _OF_ITSELF and number in (errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOENT):
+            if job.node.stored:
+                self.notices.stale(job.node)
+            if number in (errno.ESTALE, errno.ENOENT):
+                self.notices.gone(job.node)
         # To the kernel ENOSYS is an answer for good, and for every node.
         self._answer_error(head.unique, errno.EOPNOTSUPP if number == errno.ENOSYS else number)
 
     def _end(self, job: Job) -> None:
         del self.jobs[job.header.unique]
-        if job.line.crowd:
-            job.line.ready(job.line.crowd.popleft())
         buffer, job.buffer = job.buffer, None
         if buffer is not None and not job.given_up and len(self._buffers) < _BUFFERS:
             self._buffers.append(buffer)
@@ -460,83 +458,11 @@ class Session:
 
     # Notices
 
-    def changed(self, node: Node, gone: bool) -> None:
-        """The kernel must not go by what it remembers of NODE."""
-        if node.stored:
-            self._stale.add(node.id)
-        if gone and node.parent is not None and len(self._gone) < _NOTICES:
-            self._gone.add((node.parent.id, node.name))
-        self._news.set()
-
     def everything_changed(self) -> None:
-        """So it must of any: a connection went, and with it whatever rights there were."""
+        """A connection went, and with it whatever rights there were."""
         if not self.ended:
-            self._stale.update(node.id for node in self.nodes.by_id.values() if node.cached >= 0)
-            self._news.set()
+            self.notices.stale(*(node for node in self.nodes.by_id.values() if node.cached >= 0))
 
     def wake_pollers(self, handles: set[int]) -> None:
         """There is something to read for whoever polls."""
-        for kh in handles:
-            body = m.packed(m.PollReady(kh))
-            self.device.write([m.REPLY.pack(m.REPLY.size + len(body), m.NOTIFY_POLL, 0), body])
-        handles.clear()
-
-    async def _notify(self) -> None:
-        """Notices go out in a thread: the kernel may wait in them for pages that we are to bring."""
-        while True:
-            await self._news.wait()
-            self._news = trio.Event()
-            stale, self._stale = self._stale, set()
-            gone, self._gone = self._gone, set()
-            await trio.to_thread.run_sync(_tell, self.device, stale, gone, abandon_on_cancel=True)
-
-
-def _tell(device: Channel, stale: set[int], gone: set[tuple[int, str]]) -> None:
-    bodies = [(m.NOTIFY_INVAL_INODE, m.packed(m.InvalInode(number, 0, 0))) for number in stale]
-    for parent, name in gone:
-        size = len(name.encode("utf-8", "surrogateescape"))
-        bodies.append((m.NOTIFY_INVAL_ENTRY, m.packed(m.InvalEntry(parent, size, 0, name))))
-    for kind, body in bodies:
-        try:
-            device.write([m.REPLY.pack(m.REPLY.size + len(body), kind, 0), body])
-        except OSError:
-            continue  # it was forgotten meanwhile
-
-
-def _init(s: Session, head: m.Header, body: m.Init) -> None:
-    if body.major != m.VERSION[0]:
-        # A newer major is answered with ours, and the kernel asks again.
-        s.answer_at_once(head, m.packed(m.Agreed(*m.VERSION, *[0] * 13)))
-        return
-    flags = body.flags & _WANTED
-    io = min(s.max_io, 1 << 20) if flags & m.MAX_PAGES else min(s.max_io, 128 << 10)
-    agreed = m.Agreed(
-        m.VERSION[0], min(m.VERSION[1], body.minor), max(body.max_readahead, io), flags, 128, 96,
-        max(io, _PAGE), 1, max(1, io // _PAGE), 0, 0, 0, 0, 0, 0,
-    )  # fmt: skip
-    s.max_io = max(io, _PAGE)
-    s.answer_at_once(head, m.packed(agreed))
-
-
-def _forget(s: Session, head: m.Header, body: m.Forget) -> None:
-    s.forget(head.nodeid, body.nlookup)
-
-
-def _batch_forget(s: Session, head: m.Header, body: m.BatchForget) -> None:
-    for i in range(min(body.many, len(body.pairs) // 16)):
-        s.forget(int.from_bytes(body.pairs[16 * i : 16 * i + 8], "little"),
-                 int.from_bytes(body.pairs[16 * i + 8 : 16 * i + 16], "little"))  # fmt: skip
-
-
-def _interrupt(s: Session, head: m.Header, body: m.Interrupt) -> None:
-    s.interrupt(body.unique)
-
-
-def _destroy(s: Session, head: m.Header, body: m.Bare) -> None:
-    s.answer_at_once(head)
-
-
-_AT_ONCE: Final[dict[int, Callable[[Session, m.Header, Any], None]]] = {
-    m.INIT: _init, m.FORGET: _forget, m.BATCH_FORGET: _batch_forget, m.INTERRUPT: _interrupt,
-    m.DESTROY: _destroy, **LETTING_GO,
-}  # fmt: skip
+        self.notices.ready(self.device, handles)

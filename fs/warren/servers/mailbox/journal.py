@@ -48,7 +48,7 @@ class Journal:
         self.last = 0  # the newest durable record
         self.next = 1  # the seq of what is added next
         self._queue: deque[Batch] = deque()
-        self._writing = False
+        self._flying: Batch | None = None
 
     def begin(self, last: int) -> None:
         """Go on behind LAST."""
@@ -57,7 +57,7 @@ class Journal:
     @property
     def idle(self) -> bool:
         """Whether all that was added is durable."""
-        return not self._queue and not self._writing
+        return not self._queue and self._flying is None
 
     def add(self, data: bytes, number: int) -> Batch:
         """Note a record, to be appended behind all before it."""
@@ -78,7 +78,7 @@ class Journal:
         """
         with trio.CancelScope(shield=True):
             while not batch.done:
-                if self._writing:
+                if self._flying is not None:
                     await batch.lot.park()
                 else:
                     await self._write()
@@ -86,13 +86,13 @@ class Journal:
             raise batch.error
 
     async def flush(self) -> None:
-        """Write what was added and nobody waits for. Cancelled: as `settle`."""
-        if self._queue:
-            await self.settle(self._queue[-1])
+        """Wait until all that was added is durable. Cancelled: as `settle`."""
+        batch = self._queue[-1] if self._queue else self._flying
+        if batch is not None:
+            await self.settle(batch)
 
     async def _write(self) -> None:
-        self._writing = True
-        batch = self._queue.popleft()
+        batch = self._flying = self._queue.popleft()
         batch.error = StoreFailed(f"{self.name}: the write was broken off")
         try:
             seqs = await self.store.append_batch(self.name, batch.records, expect_last=self.last)
@@ -102,7 +102,7 @@ class Journal:
         except StoreError as e:
             batch.error = e
         finally:
-            self._writing = False
+            self._flying = None
             batch.done = True
             batch.lot.unpark_all()
             if batch.error is not None:

@@ -17,7 +17,7 @@ record, and the same calls always lead to the same queue.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final
 
@@ -101,22 +101,28 @@ class Queue:
             if item.state == LEASED:
                 self.leased[number] = item
 
-    def pick(self, most: int) -> Iterator[Item]:
-        """What would be handed out next, at most so many. Whoever takes one leases it before the next."""
-        while most > 0 and self._heap:
-            _, number = self._heap[0]
-            item = self.items.get(number)
-            if item is not None and item.state == WAITING:
-                most -= 1
-                yield item
-                if item.state == WAITING:
-                    return
-            else:
-                heappop(self._heap)
+    def pick(self, most: int, size: int) -> list[Item]:
+        """What is handed out next, at most so many of at most so many bytes, but one in any case.
+
+        Whoever picks leases them before anything else happens here.
+        """
+        picked: list[Item] = []
+        while len(picked) < most and (item := self.first()) is not None:
+            size -= item.kept.size
+            if picked and size < 0:
+                break
+            heappop(self._heap)
+            picked.append(item)
+        return picked
 
     def first(self) -> Item | None:
         """What would be handed out next; it stays."""
-        return next(self.pick(1), None)
+        while self._heap:
+            item = self.items.get(self._heap[0][1])
+            if item is not None and item.state == WAITING:
+                return item
+            heappop(self._heap)
+        return None
 
     def lease(self, number: int, lease: str, by: str, until: float) -> None:
         """Hand one out. It was WAITING."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from warren.servers.mailbox.records import Message
@@ -293,7 +293,7 @@ def place(data: bytes, now: float) -> tuple[int | None, float | None]:
             return number("from", words[1], 0, 10**15 - 1), None
         try:
             at = datetime.fromisoformat(words[1])
-            return None, (at if at.tzinfo else at.astimezone()).timestamp()
+            return None, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError, OSError):
             pass
     raise Refused(400, "a subscriber says: from SEQ, from 2026-01-31T12:00:00Z, or since DURATION")

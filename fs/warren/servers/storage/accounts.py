@@ -13,13 +13,13 @@ A body is charged while it comes: many unfinished ones cannot pass a quota that 
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, TypeVar
 
 import trio
 from warren.store import Conflict, NotFound, Store, StoreError
 from warren.tree import Refused
+from warren.tree.report import pairs
 
 T = TypeVar("T")
 SUBJECTS: Final = 4096
@@ -191,13 +191,8 @@ class Accounts:
 
     def lines(self) -> str:
         """As the file `quota` shows them."""
-        from warren.tree.report import pairs
-
         return "".join(
             pairs({"subject": a.subject, "used": a.used, "blobs": a.blobs, "coming": a.coming,
                    "limit": self.limit(a)}) + "\n"
             for a in sorted(self.accounts.values(), key=lambda a: a.subject)
         )  # fmt: skip
-
-
-__all__ = ["SUBJECTS", "Account", "Accounts", "Counter", "id_of", "kept", "keys_under"]

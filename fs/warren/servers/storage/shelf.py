@@ -115,16 +115,20 @@ class Shelf:
 
     # Looking
 
+    def path(self, hex: str) -> str:
+        """Where a blob lies, seen from the directory."""
+        return f"{hex[:2]}/{hex}"
+
     def find(self, hex: str) -> os.stat_result | None:
         """The blob's attributes, if it is there."""
         try:
-            return os.stat(f"{hex[:2]}/{hex}", dir_fd=self.fd, follow_symlinks=False)
+            return os.stat(self.path(hex), dir_fd=self.fd, follow_symlinks=False)
         except FileNotFoundError:
             return None
 
     def open(self, hex: str) -> Whole:
         """Open a blob and the list of its chunks. Damaged if there is no sound list."""
-        fd = os.open(f"{hex[:2]}/{hex}", _READ, dir_fd=self.fd)
+        fd = os.open(self.path(hex), _READ, dir_fd=self.fd)
         try:
             size = os.fstat(fd).st_size
             if size > CHUNK:
@@ -138,7 +142,7 @@ class Shelf:
 
     def _list(self, hex: str) -> tuple[int, bytes]:
         try:
-            fd = os.open(f"{hex[:2]}/{hex}.chunks", _READ, dir_fd=self.fd)
+            fd = os.open(f"{self.path(hex)}.chunks", _READ, dir_fd=self.fd)
         except FileNotFoundError:
             raise Damaged("the list of its chunks is missing") from None
         with open(fd, "rb", buffering=0) as file:
@@ -179,7 +183,7 @@ class Shelf:
         hex = coming.hex
         if coming.size > CHUNK:
             self._write_list(hex, coming.size, bytes(coming.digests))
-        os.rename(coming.name, f"{hex[:2]}/{hex}", src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        os.rename(coming.name, self.path(hex), src_dir_fd=self.fd, dst_dir_fd=self.fd)
         coming.placed = True
         self._sync(hex[:2])
 
@@ -194,7 +198,7 @@ class Shelf:
         with open(fd, "wb", buffering=0) as file:
             write_all(fd, _listed(hex, size, digests))
             os.fsync(file.fileno())
-        os.rename(name, f"{hex[:2]}/{hex}.chunks", src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        os.rename(name, f"{self.path(hex)}.chunks", src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def _prepare(self) -> None:
         """Make every directory now, so that no blob waits for one to be durable."""
@@ -214,8 +218,8 @@ class Shelf:
     def take_away(self, hex: str) -> None:
         """The blob has no name any more; `sweep` frees its room. Whoever has it open reads on."""
         self._made += 1
-        os.rename(f"{hex[:2]}/{hex}", f"new/gone-{self._made}", src_dir_fd=self.fd, dst_dir_fd=self.fd)
-        self._unlink(f"{hex[:2]}/{hex}.chunks")
+        os.rename(self.path(hex), f"new/gone-{self._made}", src_dir_fd=self.fd, dst_dir_fd=self.fd)
+        self._unlink(f"{self.path(hex)}.chunks")
 
     def sweep(self, only: str = "") -> None:
         """Remove what a crash left behind, or with ONLY what begins so."""

@@ -286,7 +286,9 @@ class SqliteStore(Store):
         self._submit(job)
 
         def abort(_: object) -> trio.lowlevel.Abort:
-            job.cancelled, job.task = True, None
+            if not job.cancel():
+                return trio.lowlevel.Abort.FAILED  # it is being done, and soon answered
+            job.task = None
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)

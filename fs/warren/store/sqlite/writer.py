@@ -1,8 +1,9 @@
 """The thread that writes: everything that waits is one transaction, and one COMMIT answers it all.
 
 While a COMMIT waits for the disk, others come to wait; so the busier it is, the more share one. The thread
-takes jobs from a queue, evaluates each in its turn, commits, and hands the whole group back to the loop. A
-job that was cancelled before its turn is not done.
+takes jobs from a queue, evaluates each in its turn, commits, and hands the whole group back to the loop.
+A job that is cancelled before its turn is not done. One whose turn has come is waited for: else its effect
+could come after what its caller did next.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ GROUP_BYTES: Final = 16 << 20
 class Job:
     """One write: its work in the thread, what its answer means to others, and who waits for it."""
 
-    __slots__ = ("answer", "cancelled", "done", "error", "size", "task", "tell", "work")
+    __slots__ = ("_chance", "answer", "begun", "done", "error", "size", "task", "tell", "work")
 
     def __init__(
         self,
@@ -35,7 +36,24 @@ class Job:
         self.work, self.tell, self.size, self.task = work, tell, size, task
         self.answer: Any = None
         self.error: StoreError | None = None
-        self.done = self.cancelled = False
+        self.begun = self.done = False
+        self._chance = [True]  # the thread begins it or the loop cancels it: whoever pops this
+
+    def begin(self) -> bool:
+        """In the thread: whether it is to be done."""
+        if not self.begun:
+            try:
+                self.begun = self._chance.pop()
+            except IndexError:
+                return False
+        return True
+
+    def cancel(self) -> bool:
+        """In the loop: whether it will not be done."""
+        try:
+            return self._chance.pop()
+        except IndexError:
+            return False
 
 
 class Writer:
@@ -121,7 +139,7 @@ class Writer:
             return
         try:
             for job in group:
-                if not job.cancelled:
+                if job.begin():
                     _evaluate(job, engine)
             engine.commit()
         except Trouble as e:
@@ -169,7 +187,7 @@ class Writer:
 def _evaluate(job: Job, engine: Engine) -> None:
     try:
         job.answer = job.work(engine)
-        job.done = True  # not the same as not cancelled: that may come while this runs
+        job.done = True
     except StoreError as e:
         job.error = e
 
