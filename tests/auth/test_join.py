@@ -282,6 +282,24 @@ async def _hold(stream: trio.SocketStream) -> None:
     await trio.sleep_forever()
 
 
+async def test_an_answer_that_does_not_fit_is_no_identity(queen: Queen, tmp_path: Path) -> None:
+    token, key, ca = await queen.invited(), x.new_key(), queen.ca.ca
+    public, stranger = (x.check_strength(k.public_key()) for k in (key, x.new_key()))
+    answers = [
+        (x.pem(*ca.certify(stranger, DRONE)), ca.bundle()),
+        (x.pem(*ca.certify(public, "spiffe://hive/role/DroneWorker/d8")), ca.bundle()),
+        (x.pem(*ca.certify(public, DRONE)), CA.create(tmp_path / "other", "hive").bundle()),
+        (b"nothing", ca.bundle()),
+    ]
+    for chain, bundle in answers:
+        gate = Gate(Identity.load(queen.folder / "queen"))
+        gate.join = Export(answering(chain, bundle), Policy.parse(JOINING), AuditMemory(), TraceRing())
+        async with listening(queen.export, ["tls!127.0.0.1!0"], gate) as [address]:
+            with pytest.raises(Unjoined, match="no certificate for this key and name") as caught:
+                await join(address, token, "DroneWorker", key=key)
+        assert caught.value.step == "certificate"
+
+
 # What a stranger reaches
 
 
@@ -408,13 +426,17 @@ def _public(me: Identity) -> x.PublicKey:
 @asynccontextmanager
 async def lying(nursery: trio.Nursery, chain: bytes, bundle: bytes) -> AsyncIterator[Files]:
     """An authority that answers whatever a test says."""
-    said = Dir({"csr": Answers(lambda asked: chain), "bundle": File(lambda at, n: bundle[at : at + n])})
-    root = Dir({"mesh": Dir({"ca": said})})
+    root = Dir({"mesh": Dir({"ca": answering(chain, bundle)})})
     export = Export(root, Policy.parse(["any rw /**"]), AuditMemory(), TraceRing())
     ours, theirs = trio.testing.memory_stream_pair()
     nursery.start_soon(serve_stream, export, theirs, "any")
     async with dial(ours) as files:
         yield files
+
+
+def answering(chain: bytes, bundle: bytes) -> Dir:
+    """An authority that says the same to everybody."""
+    return Dir({"csr": Answers(lambda asked: chain), "bundle": File(lambda at, n: bundle[at : at + n])})
 
 
 class Answers(Sink):

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from warren.auth.refusal import Standing
 from warren.mount import dial
 from warren.roles import hive
 from warren.roles.keeper import left_behind

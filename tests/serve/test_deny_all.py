@@ -30,6 +30,7 @@ from warren.servers.proc import Lifecycle, Proc
 from warren.servers.ram import Ram
 from warren.servers.role import RoleFiles
 from warren.servers.srv import Srv
+from warren.servers.storage import Storage
 from warren.store import MemoryStore
 from warren.traces.audit import AuditMemory
 from warren.traces.audit.text import audit_text
@@ -97,10 +98,14 @@ def a_srv(folder: Path) -> Node:
     return srv
 
 
+def a_storage(folder: Path) -> Node:
+    return Storage(folder / "blobs", MemoryStore(), StillClock())
+
+
 # How to build one of each. The key is the module of warren.servers.
 BUILT: dict[str, Callable[[Path], Node]] = {
     "ca": a_ca, "cap": a_cap, "demo": a_demo, "dev": a_dev, "disk": a_disk, "log": a_log, "proc": a_proc,
-    "ram": a_ram, "role": a_role, "srv": a_srv,
+    "ram": a_ram, "role": a_role, "srv": a_srv, "storage": a_storage,
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The authority's files: requests, join tokens, what is shown and what an operator does."""
 
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -316,7 +317,11 @@ async def test_a_bad_request_does_not_spend_the_token(scene: Scene) -> None:
     async with scene.files("any", joining(scene.ca)) as files:
         weak = rsa.generate_private_key(65537, 1024)
         asked = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(weak, SHA256())
-        for rest in (b"", b"-----BEGIN nonsense", asked.public_bytes(Encoding.PEM)):
+        der = x509.load_pem_x509_csr(request(x.new_key())).public_bytes(Encoding.DER)
+        unheard_of = base64.encodebytes(der.replace(b"\2\1\0", b"\2\1\7", 1))
+        mark = b"-----%s CERTIFICATE REQUEST-----\n"
+        version_8 = mark % b"BEGIN" + unheard_of + mark % b"END"
+        for rest in (b"", b"-----BEGIN nonsense", asked.public_bytes(Encoding.PEM), version_8):
             with pytest.raises(OSError, match="400"):
                 await sign(files, "/csr", text.encode() + rest)
         for nothing in (request(x.new_key()), write_parts([(PART, b"x")]).encode(), b"\xff" * 100):

@@ -24,7 +24,7 @@ from tests.shell.running import WARREN, Served, environment
         (["token", "m"], ["mint"]),
         (["serve", "disk", ""], []),
         (["completion", ""], ["bash"]),
-        (["help", "e"], ["exit"]),
+        (["help", "exi"], ["exit"]),
         (["ls", "--at", "un"], []),
     ],
 )

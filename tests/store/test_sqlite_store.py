@@ -316,7 +316,7 @@ def test_the_room_of_a_large_trim_comes_back_in_steps_also_after_a_reopening(tmp
     opened.engine.close()
 
 
-async def test_a_watch_that_missed_forgotten_deletions_hears_so_also_after_a_reopening(tmp_path: Path) -> None:
+async def test_a_watch_that_missed_forgotten_deletions_hears_so(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     async with open_sqlite(path, tombstones=2) as store:
         for key in ("a/1", "a/2", "b/1", "a/3"):

@@ -91,7 +91,7 @@ def load_chain(data: bytes, where: object) -> list[x509.Certificate]:
     """The certificates in DATA, one at least."""
     try:
         return x509.load_pem_x509_certificates(data)
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise Unfit(
             f"{where}: it holds no certificate", "restore it from a backup, or issue it again"
         ) from None
@@ -281,7 +281,7 @@ def read_request(data: bytes) -> tuple[PublicKey, list[str]]:
         request = x509.load_pem_x509_csr(data)
         key = check_strength(request.public_key())
         good = request.is_signature_valid
-    except (ValueError, UnsupportedAlgorithm) as e:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as e:
         if isinstance(e, Unfit):
             raise
         raise Unfit(

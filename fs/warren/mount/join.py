@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
-from cryptography import x509
 from warren.auth import keyfiles, tls
 from warren.auth.blocks import BadText
 from warren.auth.certificates import PrivateKey, Unfit, key_pem, load_chain, new_key, pem, same_key, uris
@@ -52,21 +51,6 @@ class Joined(NamedTuple):
     chain: bytes
     key: PrivateKey
     ca: bytes
-
-
-class _Joining(SecureChannel):
-    """The connection of somebody without a certificate."""
-
-    async def prove(self, ticket: Ticket) -> tls.Peer:
-        """Finish the handshake; the other end, if it is who the token says it must be."""
-        while True:
-            try:
-                self._sock.do_handshake()
-                return tls.expect(tls.peer(self._sock, ticket.hive), ticket.queen)
-            except ssl.SSLWantReadError:
-                await trio.lowlevel.wait_readable(self._sock)
-            except ssl.SSLWantWriteError:
-                await trio.lowlevel.wait_writable(self._sock)
 
 
 def _silent(step: str, said: str) -> None:
@@ -122,7 +106,7 @@ def see_token(text: str, role: str, name: str | None = None) -> Ticket:
     return ticket
 
 
-async def _reach(address: str, ticket: Ticket) -> _Joining:
+async def _reach(address: str, ticket: Ticket) -> SecureChannel:
     if not address.startswith("tls!"):
         raise Unjoined("dial", errno.EINVAL, f"{address} is no place to join at", "write tls!HOST!PORT")
     try:
@@ -137,12 +121,12 @@ async def _reach(address: str, ticket: Ticket) -> _Joining:
     plain.socket.setblocking(False)
     context = joining_context(pem(ticket.certificate))
     wrapped = context.wrap_socket(plain.socket, do_handshake_on_connect=False, server_hostname=None)
-    return _Joining(wrapped)
+    return SecureChannel(wrapped)
 
 
-async def _prove(channel: _Joining, ticket: Ticket) -> tls.Peer:
+async def _prove(channel: SecureChannel, ticket: Ticket) -> tls.Peer:
     try:
-        return await channel.prove(ticket)
+        return await channel.prove(ticket.hive, ticket.queen)
     except (ssl.SSLError, tls.Unwelcome) as e:
         reason = tls.reason(e)
         detail = e.detail if isinstance(e, tls.Unwelcome) else ""
@@ -157,7 +141,7 @@ async def _prove(channel: _Joining, ticket: Ticket) -> tls.Peer:
 
 
 async def _ask(
-    channel: _Joining, ticket: Ticket, key: PrivateKey, deadline: float
+    channel: SecureChannel, ticket: Ticket, key: PrivateKey, deadline: float
 ) -> tuple[bytes, bytes]:
     try:
         async with dial(channel, deadline=deadline) as files:
@@ -187,7 +171,7 @@ def _checked(ticket: Ticket, key: PrivateKey, chain: bytes, bundle: bytes) -> Jo
     try:
         leaf, roots = load_chain(chain, "the chain")[0], load_chain(bundle, "the bundle")
         fits = same_key(leaf, key) and uris(leaf) == [ticket.uri] and ticket.certificate in roots
-    except (Unfit, x509.InvalidVersion):
+    except Unfit:
         fits = False
     if not fits:
         text = "the answer is no certificate for this key and name under the token's root"

@@ -285,10 +285,11 @@ class Link:
     # that settles it; f must not raise.
 
     def send(self) -> None:
-        """Send what was queued, as far as that needs no waiting; the rest follows."""
-        if self._unsent or self.why:
+        """Send what was queued, as far as that needs no waiting. The rest follows by itself, unless the
+        socket was taken over: then it is for the caller to send again when that takes more (`unsent`)."""
+        if self.why or (self._unsent and self._taken is None):
             return
-        parts = self.half.take()
+        parts = self._unsent + self.half.take()
         if not parts:
             return
         try:
@@ -296,9 +297,14 @@ class Link:
         except OSError as e:
             self._broke(e)
             return
-        if n < sum(map(len, parts)):
-            self._unsent = rest(parts, n)
+        self._unsent = rest(parts, n)
+        if self._unsent:
             self._wake_writer()
+
+    @property
+    def unsent(self) -> bool:
+        """Whether the socket did not take everything yet."""
+        return bool(self._unsent)
 
     def let_go(self, fid: int) -> None:
         """Clunk a fid with whatever is sent next, and do not wait for it."""
@@ -351,6 +357,8 @@ class Link:
             self._wake_writer()
 
     def _wake_writer(self) -> None:
+        if self._taken is not None:
+            return
         self._writer_due = True
         if self._writer is not None:
             writer, self._writer = self._writer, None
@@ -366,6 +374,8 @@ class Link:
                 self._writer = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(abort)
             self._writer_due = False
+            if self._taken is not None:
+                continue
             while parts := self._unsent + self.half.take():
                 self._unsent = parts
                 try:

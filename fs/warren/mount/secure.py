@@ -44,18 +44,21 @@ class SecureChannel(SocketChannel):
     _sock: ssl.SSLSocket
     who: tls.Peer | None = None
 
+    async def prove(self, hive: str, expect: str) -> tls.Peer:
+        """Finish the handshake; the peer if it is of HIVE and whom we EXPECT. Cancelled: hang up."""
+        while True:
+            try:
+                self._sock.do_handshake()
+                return tls.expect(tls.peer(self._sock, hive), expect)
+            except ssl.SSLWantReadError:
+                await trio.lowlevel.wait_readable(self._sock)
+            except ssl.SSLWantWriteError:
+                await trio.lowlevel.wait_writable(self._sock)
+
     async def shake(self, identity: Identity, expect: str) -> tls.Peer:
-        """Finish the handshake; the peer if it is whom we EXPECT. OSError says what was wrong."""
+        """As `prove`; OSError says what was wrong."""
         try:
-            while True:
-                try:
-                    self._sock.do_handshake()
-                    break
-                except ssl.SSLWantReadError:
-                    await trio.lowlevel.wait_readable(self._sock)
-                except ssl.SSLWantWriteError:
-                    await trio.lowlevel.wait_writable(self._sock)
-            return tls.expect(tls.peer(self._sock, identity.hive), expect)
+            return await self.prove(identity.hive, expect)
         except ssl.SSLEOFError:
             raise ConnectionResetError(errno.ECONNRESET, "it hung up in the handshake") from None
         except (ssl.SSLError, tls.Unwelcome) as e:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from warren.shell import exits, output
 from warren.shell.exits import Stopped
 from warren.shell.ns import text_of, values_of
-from warren.shell.session import identity_of
+from warren.shell.reaching import identity_at, not_reached, said
 
 if TYPE_CHECKING:
     from warren.namespaces import Space
@@ -46,18 +46,14 @@ def composition(args: Namespace) -> Space:
     if not space.table:
         way_out = "give a text of mount and bind lines"
         raise Stopped(errno.EINVAL, "it mounts nothing", args.ns, way_out, exits.BAD_INPUT)
-    identity = identity_of(args.id)
-    for address in wanted if identity is None else ():
-        if address.startswith("tls!"):
-            way_out = "say --id DIR, a folder that warren ca issue made"
-            raise Stopped(errno.EINVAL, "it wants to know who you are", address, way_out, exits.USAGE)
+    identity = None
+    for address in wanted:
+        identity = identity_at(address, args.id)
     away = trio.run(partial(unanswered, wanted, identity=identity, expect=args.expect))
     for address, e in away.items():
-        said = (e.strerror or str(e)).partition(" trace=")[0].removeprefix(f"{address}: ")
         if e.errno in (errno.EACCES, errno.EPERM):
-            way_out = "see that --id is valid and of this hive, and that --expect names whom you want"
-            raise Stopped(e.errno, said, address, way_out, exits.DENIED)
-        output.say(f"warren: {address}: {said}")
+            raise not_reached(e, address)
+        output.say(f"warren: {address}: {said(e, address)}")
     try:
         return made(known=lambda address: address not in away)
     except BadNamespace as e:

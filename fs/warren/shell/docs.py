@@ -11,8 +11,9 @@ HEAD = """# The command
 `warren help` and `warren COMMAND --help` print the same in a terminal.
 
 `warren` is sugar over files: what it does, any 9P client or a mount can do. A command finds its tree by
-`--at ADDR`, else `$WARREN_AT`, else it takes the one that `make up` serves. Paths begin at the root of
-the tree. Errors are one line on standard error: the path, what was refused, the way out.
+`--at ADDR` or `--state DIR`, by a path that lies under a mount of ours, by `$WARREN_AT`; else it is the
+queen of your hive, which `warren up` brings up. Paths begin at the root of the tree. Errors are one line on
+standard error: the path, what was refused, the way out.
 """
 
 

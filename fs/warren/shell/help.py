@@ -44,5 +44,6 @@ def overview() -> str:
 
 {rows}
 warren COMMAND --help is its manual, warren help exit the exit codes, warren --version the version.
-A command finds its tree by --at ADDR, else $WARREN_AT, else it takes the one that `make up` serves.
+A command finds its tree by --at ADDR or --state DIR, by a PATH that lies under a mount of ours, by
+$WARREN_AT; else it is the queen of your hive, which `warren up` brings up.
 """

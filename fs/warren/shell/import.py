@@ -4,35 +4,35 @@
 
 The tree at ADDR is given here, on a socket, for programs that speak 9P but not TLS: the kernel's v9fs, diod's
 tools, plan9port. All of them use one connection to ADDR, which is yours: only processes of your own user are
-let in, and there they are you. Plain 9P2000, 9P2000.L and Warren's own dialect are spoken, whatever ADDR speaks.
+let in, and there they are you. 9P2000, 9P2000.L and Warren's own dialect are spoken, whatever ADDR speaks.
 
 The socket is at --listen, or in a new directory of its own, and is said with the command that mounts it. With
 --as NAME it is posted in this hive: its queen has the tree at /n/NAME, for the users of this machine.
 
-It stays until Ctrl-C or SIGTERM. While ADDR is away requests are refused; the socket stays, and what is mounted
-from it is back when ADDR is. A file that is moved from a directory into the root of the tree is copied.
+It stays until Ctrl-C or SIGTERM. While ADDR is away requests are refused; the socket stays, and what is
+mounted from it is back when ADDR is. What is moved into the root of the tree from further below is copied.
 """
 
 from __future__ import annotations
 
 import errno
-import os
+import re
 import shlex
-import signal
 from argparse import Namespace
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-from warren.roles.directory import chosen_directory, socket_of
-from warren.shell import address, exits, output
+from warren.shell import exits, output
 from warren.shell.arguments import Parser, add_json
 from warren.shell.exits import Stopped, Usage
-from warren.shell.session import identity_of
+from warren.shell.ns import hive_of, used
+from warren.shell.reaching import identity_at, not_reached, until_ended
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from warren.auth.identity import Identity
+    from warren.roles.state import State
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 SEEN = 5.0  # seconds for a role to find a socket in its directory
 LOOK = 0.1
 
@@ -51,6 +51,8 @@ def declare(parser: Parser) -> None:
 def run(args: Namespace) -> int:
     import trio
     from warren.mount.address import parse
+    from warren.roles.state import State
+    from warren.serve.listen import BadAddress
 
     if len(args.words) != 1:
         raise Usage("warren import: say what: warren import ADDR; see warren import --help")
@@ -63,69 +65,76 @@ def run(args: Namespace) -> int:
         parse(at)
     except ValueError as e:
         raise Usage(f"warren import: {e}") from None
-    identity = identity_of(args.id)
-    if identity is None and at.startswith("tls!"):
-        way_out = "say --id DIR, a folder that warren ca issue made"
-        raise Stopped(errno.EINVAL, "it wants to know who you are", at, way_out, exits.USAGE)
-    return trio.run(_import, args, at, _socket(args.name, args.state) if args.name else args.listen, identity)
-
-
-def _socket(name: str, state: str | None) -> str:
-    """Where the hive finds a socket that is to be posted under NAME."""
-    from warren.auth.refusal import Refusal
-    from warren.roles.state import State
-
-    held = State(state)
+    identity = identity_at(at, args.id)
+    state = State(args.state)
+    listen = _posting(args.name, state) if args.name else args.listen or ""
     try:
-        roles = held.hive().roles
-    except Refusal as e:
-        raise Stopped(errno.ENOENT, e.text, "", e.way_out, exits.NOT_FOUND) from None
-    if name in roles:
-        raise Stopped(errno.EEXIST, f"{name} is a role of the hive", name, "choose another name", exits.CONFLICT)
-    if "/" in name or name.startswith("."):
-        raise Usage(f"warren import: {output.printable(name)} is no name for a post")
-    folder = held.directory / "srv" / _user(held.directory)
+        return trio.run(until_ended, lambda: _import(args, at, listen, identity, state))
+    except BadAddress as e:
+        where, _, text = str(e).rpartition(": ")
+        way_out = "another server may run there: end it, or choose another place"
+        raise Stopped(errno.EADDRINUSE, text, where, way_out, exits.CONFLICT) from None
+
+
+def _posting(name: str, state: State) -> str:
+    """Where a role finds the socket that is to be at /n/NAME."""
+    if name in hive_of(state).roles:
+        text = f"/n/{name} is for the role of that name"
+        raise Stopped(errno.EEXIST, text, name, "choose another name", exits.CONFLICT)
+    if not _NAME.fullmatch(name):
+        raise Usage(f"warren import: --as {output.printable(name)}: letters, digits and _ . -, 63 at most")
+    folder = state.directory / "srv" / used(state)
     if not folder.is_dir():
-        raise Stopped(errno.ENOENT, "the hive was never up", str(folder), "warren up", exits.UNAVAILABLE)
+        raise Stopped(errno.ENOENT, "this hive was never up", str(folder), "warren up", exits.UNAVAILABLE)
     return f"unix!{folder / f'{name}.sock'}"
 
 
-def _user(directory: Path) -> str:
-    """The role whose namespace the users of this machine have."""
-    return os.path.basename(os.path.dirname(address.chosen(None, str(directory)).partition("!")[2]))
-
-
-async def _import(args: Namespace, at: str, listen: str | None, identity: Identity | None) -> int:
+async def _import(args: Namespace, at: str, listen: str, identity: Identity | None, state: State) -> None:
     import trio
     from warren.roles.composed import imported
-    from warren.serve.listen import BadAddress
-
-    code, failed = exits.OK, None
 
     def tell(said: str) -> None:
         output.say(f"warren: {said}")
 
-    ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    with trio.open_signal_receiver(*(s for s in ends if signal.getsignal(s) != signal.SIG_IGN)) as signals:
+    importing = imported(
+        at, identity=identity, expect=args.expect, aname=args.aname, read_only=args.read_only,
+        listen=listen, tell=tell,
+    )  # fmt: skip
+    async with AsyncExitStack() as held:
         try:
-            async with imported(
-                at, identity=identity, expect=args.expect, aname=args.aname, read_only=args.read_only,
-                listen=listen or "", tell=tell,
-            ) as here:  # fmt: skip
-                _announce(args, at, here)
-                with trio.CancelScope() as scope:
-                    async with trio.open_nursery() as nursery:
+            here = await held.enter_async_context(importing)
+        except OSError as e:
+            raise (e if e.filename else not_reached(e, at)) from None
+        _announce(args, here)
+        if args.name:
+            await _posted(args.name, state)
+        await trio.sleep_forever()
 
-                        async def heed() -> None:
-                            nonlocal code
-                            code = exits.INTERRUPTED if await anext(signals) == signal.SIGINT else exits.OK
-                            scope.cancel()
 
-                        nursery.start_soon(heed)
-                        if args.name:
-                            nursery.start_soon(_posted, args)
-        except* BadAddress as group:
-            failed = group
-    if failed is not None:
-        raise _cannot_listen(failed)
-    return code
+def _announce(args: Namespace, here: str) -> None:
+    path = here.partition("!")[2]
+    command = f"mount -t 9p -o trans=unix,version=9p2000.L {shlex.quote(path)} DIR"
+    output.say(f"listening on {here}")
+    output.say(f"mount it with: {command}")
+    if args.json:
+        output.document({"tree": args.words[0], "listening": [here], "mount": command})
+
+
+async def _posted(name: str, state: State) -> None:
+    """Say whether the role has found it. It looks once a second, and may be away."""
+    import trio
+    from warren.mount import dial
+
+    why = "it does not answer"
+    with trio.move_on_after(SEEN):
+        while True:
+            try:
+                async with dial(state.address(used(state))) as files:
+                    while not await files.walk_exists(f"/srv/{name}"):
+                        why = "its log says why"
+                        await trio.sleep(LOOK)
+                output.say(f"posted: /n/{name}")
+                return
+            except ConnectionError:
+                await trio.sleep(LOOK)
+    output.say(f"warren: {used(state)} has not posted it: {why}")

@@ -191,16 +191,16 @@ def _prove(state: State, name: str, address: str, ticket: Ticket, json: bool) ->
 
 def _start(args: Namespace, address: str, state: State, name: str) -> int:
     from warren.roles.hive import start_joined
-    from warren.shell.up import _announce, _mount
+    from warren.shell.up import announce, mount_of
 
     def done(now: Status, fresh: bool) -> None:
         if args.json:
             output.document({**now.about, "state": str(state.directory), "services": now.services})
         else:
-            _announce(state, now, fresh)
+            announce(state, now, fresh)
 
     return start_joined(
-        state, name, args.role, address, _mount(args, state), detach=args.detach, tell=output.say, done=done
+        state, name, args.role, address, mount_of(args, state), detach=args.detach, tell=output.say, done=done
     )
 
 

@@ -99,6 +99,7 @@ def _role(state: str | None, name: str) -> str:
 
 def _directory(where: str) -> str:
     directory = os.path.realpath(where)
+    _free(where, directory)
     try:
         names = os.listdir(directory)
     except NotADirectoryError:
@@ -109,16 +110,28 @@ def _directory(where: str) -> str:
     except OSError as e:
         way_out = f"what is mounted there is broken: warren umount {where}"
         raise Stopped(e.errno or errno.EIO, e.strerror or str(e), where, way_out) from None
-    from warren.mount.fuse.device import FSTYPE, mounted_at
-
-    already = mounted_at(directory)
-    if already is not None and already.fstype == FSTYPE:
-        way_out = f"warren umount {where}, or choose another directory"
-        text = f"{already.source} is mounted there already"
-        raise Stopped(errno.EBUSY, text, where, way_out, exits.CONFLICT)
     if names:
         output.say(f"warren: {where} is not empty; what is in it is hidden while this is mounted")
     return directory
+
+
+def _free(where: str, directory: str) -> None:
+    """See that no tree is mounted there; what is left of a mount whose process died is taken away."""
+    from warren.mount.fuse.device import FSTYPE, detach, mounted_at
+
+    already = mounted_at(directory)
+    if already is None or already.fstype != FSTYPE:
+        return
+    try:
+        os.stat(directory)
+    except OSError as e:
+        if e.errno == errno.ENOTCONN:
+            output.say(f"warren: the process that served {where} is gone; its mount is taken away")
+            detach(directory, already.number)
+            return
+    way_out = f"warren umount {where}, or choose another directory"
+    text = f"{already.source} is mounted there already"
+    raise Stopped(errno.EBUSY, text, where, way_out, exits.CONFLICT)
 
 
 def _serve(args: Namespace, at: str, directory: str, ready: Callable[[], None]) -> int:
@@ -211,7 +224,9 @@ def _in_background(args: Namespace, at: str, directory: str) -> int:
     """Serve in a process of our own session; return once it can be used, or with its reason."""
     hear, say = os.pipe()
     if not os.fork():
-        os.close(hear)
+        # What else the caller had open (a pipe that somebody waits for the end of) is not ours to keep.
+        os.closerange(output.STDERR + 1, say)
+        os.closerange(say + 1, os.sysconf("SC_OPEN_MAX"))
         _child(args, at, directory, say)
     os.close(say)
     with open(hear, encoding="utf-8", errors="replace") as news:
@@ -240,6 +255,7 @@ def _child(args: Namespace, at: str, directory: str, say: int) -> NoReturn:
         nothing = os.open(os.devnull, os.O_RDWR)
         for stream in (output.STDIN, output.STDOUT, output.STDERR):
             os.dup2(nothing, stream)
+        os.close(nothing)
         os.chdir("/")
         tell(exits.OK, "")
 

@@ -68,11 +68,11 @@ def run(args: Namespace) -> int:
         if args.json:
             output.document({**now.about, "state": str(state.directory), "services": now.services})
         else:
-            _announce(state, now, fresh)
+            announce(state, now, fresh)
 
     try:
         state.make()
-        return up(state, roles, _mount(args, state), detach=args.detach, tell=output.say, done=done)
+        return up(state, roles, mount_of(args, state), detach=args.detach, tell=output.say, done=done)
     except Refusal as e:
         raise stopped(e) from None
 
@@ -88,7 +88,7 @@ def _roles(words: Sequence[str]) -> dict[str, str]:
     return roles
 
 
-def _mount(args: Namespace, state: State) -> Mount | None:
+def mount_of(args: Namespace, state: State) -> Mount | None:
     """Where to mount, or None if this machine cannot."""
     from warren.roles.keeper import Mount
     from warren.roles.mounts import above
@@ -129,7 +129,7 @@ def _use(state: State) -> str:
     return f"use it with warren ls|cat|write --state {shlex.quote(str(state.directory))} PATH"
 
 
-def _announce(state: State, now: Status, fresh: bool) -> None:
+def announce(state: State, now: Status, fresh: bool) -> None:
     point = now.about.get("mount", "-")
     if not fresh:
         output.line(f"already up: {now.about['hive']}{f' at {point}' if point != '-' else ''}")

@@ -11,19 +11,15 @@ of them was killed.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-import time
-import traceback
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple
 
 import trio
 from warren.auth.identity import Identity
-from warren.auth.refusal import Missing, Refusal, Standing
+from warren.auth.refusal import Refusal, Standing
 from warren.mount import Files, dial
-from warren.roles import found
+from warren.roles.begin import NotUp, Tell, begin, founded
 from warren.roles.keeper import (
     CONTROL,
     MOUNT,
@@ -35,21 +31,14 @@ from warren.roles.keeper import (
     role_command,
     with_roles,
 )
-from warren.roles.mounts import at
-from warren.roles.processes import Born, finish, hold, rotate, tail, wait_for
-from warren.roles.state import DEFAULT, Hive, State, new_hive
+from warren.roles.processes import Born, finish, hold, tail, wait_for
+from warren.roles.state import State, new_hive
 from warren.roles.supervise import STOPPED, UP
 from warren.tree import quote, split
 
-Tell = Callable[[str], None]
 PATIENCE = 60.0  # seconds for a hive to come up
 _CRASHES = 3  # in a row: whoever waits for it to come up hears that it does not
 _ENDING = 20.0
-_KINDS = {"Refusal": Refusal, "Missing": Missing, "Standing": Standing}
-
-
-class NotUp(Refusal):
-    """What was to be up is not."""
 
 
 class Status(NamedTuple):
@@ -71,7 +60,7 @@ def up(
     if state.holder() is None:
         if not detach:
             return _foreground(state, roles, mount, tell, command, done)
-        if _begin(state, roles, mount, command):
+        if begin(state, roles, mount, command):
             try:
                 trio.run(_follow, state, tell, done, True)
             except KeyboardInterrupt:
@@ -144,28 +133,6 @@ def status(state: State) -> Status:
     return trio.run(_status, state)
 
 
-# A keeper of one's own
-
-
-def _found(state: State, given: Mapping[str, str], mount: Mount | None, tell: Tell) -> Hive:
-    """What is to run: hive.toml, made or added to, and identities for all of it."""
-    if state.file.exists():
-        before = state.hive()
-        hive = with_roles(state, before, given)
-    else:
-        before = None
-        hive = with_roles(state, new_hive({}), given or DEFAULT)
-    if mount is not None and (there := at(mount.point)):
-        text = f"{mount.point}: {there[-1].source} is mounted there"
-        raise Standing(text, f"warren umount {mount.point}, or choose another --mount")
-    for name in (CONTROL, *hive.roles):
-        state.make_for(name)
-    if hive != before:
-        state.write(hive)
-    found.keep(state, hive, tell)
-    return hive
-
-
 def _foreground(
     state: State, roles: Mapping[str, str], mount: Mount | None, tell: Tell, command: Command,
     done: Callable[[Status, bool], None],
@@ -174,7 +141,7 @@ def _foreground(
         if not mine:
             _add(state, roles, mount, tell, done)
             return 0
-        keeper = Keeper(state, _found(state, roles, mount, tell), mount, command, tell)
+        keeper = Keeper(state, founded(state, roles, mount, tell), mount, command, tell)
 
         async def follow() -> None:
             try:
@@ -183,74 +150,6 @@ def _foreground(
                 tell(f"{e.text}; {e.way_out}")
 
         return trio.run(keeper.run, lambda: None, follow)
-
-
-def _begin(state: State, roles: Mapping[str, str], mount: Mount | None, command: Command) -> bool:
-    """Fork a keeper and return once it can be talked to; False if another one has the lock."""
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    child = os.fork()
-    if child == 0:
-        os.close(ours)
-        _detached(state, roles, mount, command, theirs)
-    os.close(theirs)
-    os.waitpid(child, 0)
-    with open(ours, "rb") as pipe:
-        said = pipe.read()
-    if not said:
-        log = state.log(CONTROL) / "stderr.log"
-        raise NotUp(f"the hive's keeper ended at once: {' '.join(tail(log, 1))}", f"see {log}")
-    word = json.loads(said)
-    if "text" in word:
-        raise _KINDS.get(word["kind"], Refusal)(word["text"], word["way_out"])
-    return bool(word["mine"])
-
-
-def _detached(
-    state: State, roles: Mapping[str, str], mount: Mount | None, command: Command, pipe: int
-) -> NoReturn:
-    """In the fork: become a process without a terminal, and keep the hive. Never returns."""
-    code = 1
-    try:
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        os.chdir("/")
-        os.umask(0o077)
-        state.make_for(CONTROL)
-        log = state.log(CONTROL) / "stderr.log"
-        rotate(log)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        said = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        for fd, to in ((nothing, 0), (said, 1), (said, 2)):
-            os.dup2(fd, to)
-        os.close(nothing)
-        os.close(said)
-        code = _kept(state, roles, mount, command, pipe)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
-
-
-def _kept(state: State, roles: Mapping[str, str], mount: Mount | None, command: Command, pipe: int) -> int:
-    def tell(said: str) -> None:
-        os.write(2, f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {said}\n".encode())
-
-    def answer(**word: object) -> None:
-        os.write(pipe, json.dumps(word).encode())
-        os.close(pipe)
-
-    with holding(state) as mine:
-        if not mine:
-            answer(mine=False)
-            return 0
-        try:
-            keeper = Keeper(state, _found(state, roles, mount, tell), mount, command, tell)
-        except Refusal as e:
-            answer(kind=type(e).__name__, text=e.text, way_out=e.way_out)
-            return 1
-        return trio.run(keeper.run, lambda: answer(mine=True))
 
 
 # Talking to the keeper there is

@@ -197,8 +197,8 @@ class Role:
     def ca(self) -> Node:
         """The authority's tree, and the door for those who have no certificate yet."""
         ca = Ca(
-            self.state.ca, self.store, queen=f"role/*/{self.name}",
-            alarm=self.log.event, tell=self.log.event,
+            self.state.ca, self.store, queen=f"role/{self.inforce.manifest.role}/{self.name}",
+            alarm=lambda kind, **values: self.log.event("alarm", what=kind, **values), tell=self.log.event,
         )  # fmt: skip
         self.guard.gate.join = self._export(joining(ca), Policy.parse(JOINING))
         return ca

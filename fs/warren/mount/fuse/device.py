@@ -28,6 +28,7 @@ FSTYPE: Final = "fuse.warren"
 BUFFER: Final = (1 << 20) + (1 << 16)  # a write of 1 MiB, what stands before it, and room
 _MS_NOSUID, _MS_NODEV, _MS_RDONLY = 2, 4, 1
 _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
+_AHEAD_KIB: Final = 1024
 _WAY_OUT: Final = "use warren ls, cat and write with --at, which need no mount"
 
 
@@ -152,7 +153,20 @@ def _as_root(directory: str, source: str, mode: int, options: Sequence[str], rea
         number = ctypes.get_errno()
         os.close(fd)
         raise OSError(number, f"mount: {os.strerror(number)}; {_WAY_OUT}", directory)
+    _read_further(directory)
     return fd
+
+
+def _read_further(directory: str) -> None:
+    """Have the kernel ask for a file that is read in order by the largest message, and not by an eighth."""
+    at = mounted_at(directory)
+    if at is None:
+        return
+    try:
+        with open(f"/sys/class/bdi/{os.major(at.number)}:{os.minor(at.number)}/read_ahead_kb", "w") as file:
+            file.write(f"{_AHEAD_KIB}")
+    except OSError:
+        pass  # slower, and no worse
 
 
 def _as_user(directory: str, source: str, options: Sequence[str]) -> int:

@@ -231,17 +231,17 @@ async def read(job: Job, body: m.Read) -> Answer:
         offset -= file.base
     job.patient = not file.stored
     payload = job.link.payload
-    reply = await job.ask(Tread, fid, offset, min(body.size, payload))
-    if len(reply.data) < payload or len(reply.data) >= body.size:
-        return [reply.data]
-    pieces: list[bytes | memoryview] = [reply.data]
-    got = len(reply.data)
-    while got < body.size and file.stored:
-        reply = await job.ask(Tread, fid, offset + got, min(body.size - got, payload))
-        if not reply.data:
-            break
-        pieces.append(reply.data)
-        got += len(reply.data)
+    if body.size <= payload or not file.stored:
+        return [(await job.ask(Tread, fid, offset, min(body.size, payload))).data]
+    counts = [min(payload, body.size - at) for at in range(0, body.size, payload)]
+    calls = [job.start(Tread, fid, offset + i * payload, count) for i, count in enumerate(counts)]
+    pieces: list[bytes | memoryview] = []
+    for call in calls:
+        await job.settle(call)
+    for call, count in zip(calls, counts, strict=True):
+        pieces.append((await job.done(call)).data)
+        if len(pieces[-1]) < count:
+            break  # what lies behind a short read does not join on to it
     return pieces
 
 
@@ -322,19 +322,43 @@ async def write(job: Job, body: m.Write) -> Answer:
         file.unsure = True
         job.deadline = math.inf  # a verb takes what it takes; a signal ends it
     offset = 0 if file.word == STREAM else body.offset
-    done = 0
-    while done < len(data):
-        piece = data[done : done + payload]
-        count = (await job.ask(Twrite, fid, offset + done, piece)).count
-        done += count
-        if count < len(piece):
-            break
+    done = await _written(job, file, fid, offset, data)
     file.base = body.offset + done
     if file.word == STREAM:
         file.position = 0
     if body.write_flags & _KILL:
         await _no_setid(job, file, fid)
     return m.packed(m.Written(done, 0))
+
+
+async def _written(job: Job, file: OpenFile, fid: int, offset: int, data: Any) -> int:
+    """Write DATA, in messages as large as they come; how many bytes of it lie in a row."""
+    payload = job.link.payload
+    if len(data) <= payload:
+        return int((await job.ask(Twrite, fid, offset, data)).count)
+    pieces = [data[at : at + payload] for at in range(0, len(data), payload)]
+    done = 0
+    if not file.stored or file.flags & os.O_APPEND:
+        for piece in pieces:  # one after the other, so that none is written behind one that was refused
+            count = (await job.ask(Twrite, fid, offset + done, piece)).count
+            done += count
+            if count < len(piece):
+                break
+        return done
+    calls = [job.start(Twrite, fid, offset + i * payload, piece) for i, piece in enumerate(pieces)]
+    for call in calls:
+        await job.settle(call)
+    for call, piece in zip(calls, pieces, strict=True):
+        try:
+            count = (await job.done(call)).count
+        except OSError:
+            if not done:
+                raise
+            break
+        done += count
+        if count < len(piece):
+            break
+    return done
 
 
 async def fsync(job: Job, body: m.Fsync) -> Answer:

@@ -91,6 +91,7 @@ class Session:
         self._buffer = bytearray(BUFFER)
         self._buffers: list[bytearray] = []
         self._used: set[Link] = set()  # which have something to send
+        self._full: set[Link] = set()  # whose sockets do not take all that there is to send
         self._leftover: set[Link] = set()  # which have something to send that can wait
         self._busy = trio.Event()
         self._coming: dict[int, list[Job]] = {}  # the first requests of users who are being introduced
@@ -136,11 +137,14 @@ class Session:
                 turn, served = time.monotonic(), False
                 continue
             served = True
-            for number, _ in events:
+            for number, what in events:
                 if number == device:
                     self._requests(_BATCH if len(self.jobs) > 1 else 1)
                 elif (link := self._links.get(number)) is not None:
-                    link.receive_now()
+                    if what & select.EPOLLOUT:
+                        self._used.add(link)
+                    if what & ~select.EPOLLOUT:
+                        link.receive_now()
             self.send()
             if (now := time.monotonic()) - turn > _TURN:
                 self._send_leftover()
@@ -155,7 +159,21 @@ class Session:
         while self._used:
             link = self._used.pop()
             self._leftover.discard(link)
-            link.send()
+            self._send_on(link)
+
+    def _send_on(self, link: Link) -> None:
+        """Send what there is; while the socket does not take it all, the pump waits for that too."""
+        link.send()
+        if link.unsent != (link in self._full):
+            number = next((n for n, known in self._links.items() if known is link), None)
+            if number is None:
+                return
+            if link.unsent:
+                self._full.add(link)
+                self._epoll.modify(number, select.EPOLLIN | select.EPOLLOUT)
+            else:
+                self._full.discard(link)
+                self._epoll.modify(number, select.EPOLLIN)
 
     def _received(self) -> None:
         """Something came that did not come through the pump."""
@@ -166,7 +184,7 @@ class Session:
         """Fids that were let go travel with the next request, or when there is none: to wake the server for
         them alone costs as much as a request."""
         while self._leftover:
-            self._leftover.pop().send()
+            self._send_on(self._leftover.pop())
 
     def queued(self, link: Link) -> None:
         """Something was queued on LINK that nobody waits for."""
@@ -192,6 +210,7 @@ class Session:
             line.lost(link)
             self._used.discard(link)
             self._leftover.discard(link)
+            self._full.discard(link)
             self.everything_changed()
 
         link.on_loss = lost
@@ -202,7 +221,9 @@ class Session:
             self._links[number] = link
             self._epoll.register(number, select.EPOLLIN)
         self.nodes.root.qid = link.root_qid
-        self.max_io = min(self.max_io, link.payload // _PAGE * _PAGE or link.payload)
+        if link.payload < self.max_io - _PAGE:
+            # Otherwise a message and a little one behind it carry what the kernel sends at once.
+            self.max_io = link.payload // _PAGE * _PAGE or link.payload
 
     # Requests
 
@@ -438,6 +459,7 @@ class Session:
             if job.given_up:
                 if now - job.given_up > FLUSH_PATIENCE and isinstance(job.call, Call):
                     job.link.ignore(job.call)
+                    self._used.add(job.link)
                     self._throw(job)
             elif now > job.deadline and (not job.patient or job.why):
                 self._give_up(job)

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Final, TypeVar
 
 import trio
-from cryptography import x509
 from warren.auth import spiffe
 from warren.auth.blocks import BadText
 from warren.auth.ca import CA, LONGEST, SHORTEST, TTL
@@ -325,8 +324,6 @@ def _key(request: bytes) -> PublicKey:
         return read_request(request)[0]
     except Unfit as e:
         raise Refused(400, str(e)) from None
-    except x509.InvalidVersion:
-        raise Refused(400, "this is a signing request of no version there is") from None
 
 
 def _file(content: Callable[[], bytes]) -> File:

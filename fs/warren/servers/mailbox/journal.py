@@ -4,7 +4,7 @@
     await journal.settle(batch)        durable, or refused; whoever waits writes for all who wait
 
 There is no writing task. The first who waits for something that is not written yet writes all there is; those
-who come meanwhile wait for the next turn. So sixty-four writers share a commit, and one alone waits for nobody.
+who come meanwhile wait for the next turn. So sixty-four writers share a commit, and one waits for nobody.
 
 Each append expects the last seq that we know of: that is the fence of a topic's owner. If somebody else wrote
 meanwhile, or the store failed, what was added is refused, and so is everything behind it. Then `lost` is

@@ -60,7 +60,9 @@ class Item:
 class Queue:
     """The items of one queue. `later(when, number)` asks to be called back with `due` at that time."""
 
-    def __init__(self, name: str, later: Callable[[float, int], None], forget: Callable[[Kept], None]) -> None:
+    def __init__(
+        self, name: str, later: Callable[[float, int], None], forget: Callable[[Kept], None]
+    ) -> None:
         self.name = name
         self._later, self._forget = later, forget
         self.items: dict[int, Item] = {}
@@ -77,6 +79,11 @@ class Queue:
     def depth(self) -> int:
         """How many are neither leased nor dead."""
         return len(self.items) - len(self.leased) - len(self.dead)
+
+    @property
+    def delayed(self) -> int:
+        """How many wait for a time."""
+        return sum(item.state == DELAYED for item in self.items.values())
 
     def add(self, kept: Kept, t: float) -> None:
         """A new message."""

@@ -173,7 +173,8 @@ class End(msgspec.Struct, array_like=True, frozen=True, tag=14):
 
 
 Record: TypeAlias = (
-    Send | Lease | Done | Back | Extend | Change | Delete | Redrive | Bury | Group | Ungroup | Carry | Snap | End
+    Send | Lease | Done | Back | Extend | Change | Delete | Redrive | Bury
+    | Group | Ungroup | Carry | Snap | End
 )
 
 pack: Final = msgspec.msgpack.Encoder().encode

@@ -321,7 +321,7 @@ class State:
     def before(self, number: int | None = None, t: float | None = None) -> int:
         """A record at or before the message of that number, or the first sent at that time or later."""
         sought, place = (number, 0) if number is not None else (t, 1)
-        at = bisect_right(self.marks, sought, key=itemgetter(place)) - 1  # type: ignore[arg-type]
+        at = bisect_right(self.marks, sought, key=itemgetter(place)) - 1
         return self.marks[at][2] if at >= 0 else 0
 
     # Snapshots

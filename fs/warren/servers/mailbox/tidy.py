@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import trio
 from warren.servers.mailbox.records import Carry, Message, Snap
 from warren.store import StoreError
 from warren.tree import Refused
@@ -92,5 +91,6 @@ async def _snapshot(topic: Topic) -> None:
     topic.revision = await topic.store.put(topic.key, value, expect=topic.revision)
     topic.base = first - 1
     needed = [first, topic.state.oldest(), topic.state.history(), *topic.pinned]
-    await trio.lowlevel.checkpoint()
-    await topic.store.trim(topic.key, through=min(at for at in needed if at is not None) - 1)
+    # What was decided may let go of a message that is still needed if the decision comes to nothing.
+    await topic.journal.flush()
+    topic.kept = await topic.store.trim(topic.key, through=min(at for at in needed if at is not None) - 1)

@@ -56,6 +56,10 @@ from warren.tree.report import Events
 
 CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 BACKOFF_MOST: Final = 60.0
+COUNTED: Final = (
+    "sent", "delivered", "acked", "nacked", "given_back", "timed_out", "redelivered", "dead", "redriven",
+    "expired", "dropped", "purged", "deleted",
+)  # fmt: skip
 ROOM: Final = 1 << 14  # of a record, for what stands beside the body
 
 
@@ -85,13 +89,14 @@ class Topic:
         self.state = State()
         self.revision = 0
         self.base = 0  # the record behind which replay begins
+        self.kept = 0  # the record behind which the log is kept
         self.gone = False
         self.tidying = False
         self.every = EVERY
         self.pinned: dict[int, int] = {}  # records whose bodies are being read
         self.settled = 1  # number of the message after the newest durable one
         self.lines: dict[str, Line] = {}
-        self._stale = True
+        self.stale = True
         self._loading = trio.Lock()
         self._cache: OrderedDict[int, Message] = OrderedDict()
         self._cached = 0
@@ -110,9 +115,9 @@ class Topic:
 
     async def fresh(self) -> State:
         """The state, as of now. Cancelled: no effect."""
-        if self._stale:
+        if self.stale:
             async with self._loading:
-                if self._stale:
+                if self.stale:
                     await self._load()
         if self.gone:
             raise Refused(404, "the topic was removed")
@@ -123,7 +128,8 @@ class Topic:
         try:
             entry = await self.store.get(self.key)
             start, last = msgspec.msgpack.decode(entry.value, type=Pointer).start, await self.store.last(self.key)
-            state, parts, at = State(), [], start
+            state, at = State(), start
+            parts: list[bytes] = []
             while at < last:
                 found = await self.store.first_after(self.key, at)
                 at, record = found.seq, unpack(found.data)
@@ -142,21 +148,22 @@ class Topic:
             raise Refused(422, f"the log of {self.name} cannot be read: {type(e).__name__}: {e}") from e
         state.news.clear()
         self.state, self.revision, self.base = state, entry.revision, start
+        self.kept = min(start, (state.oldest() or start + 1) - 1)
         self.settled = state.next
         self._began = (max(self.clock.now(), state.t), self.clock.monotonic())
         self.journal.begin(last)
-        self._stale = False
+        self.stale = False
         if state.ended:
             self._end()
 
     def _end(self) -> None:
-        self.gone, self._stale = True, False
+        self.gone, self.stale = True, False
         for line in self.lines.values():
             line.end(Refused(404, "the topic was removed"))
 
     def _lost(self) -> None:
         """What was decided last is not in the log: the state is worth nothing."""
-        self._stale = True
+        self.stale = True
         self._news.clear()
         self._cache.clear()
         self._cached = 0
@@ -430,7 +437,7 @@ class Topic:
         return self.do(Done(self.state.t, group, numbers)) if numbers else None
 
     def _still(self, group: str, taken: Taken) -> list[int]:
-        if self._stale or self.gone or not taken.lease:
+        if self.stale or self.gone or not taken.lease:
             return []
         self.advance()
         leased = self.state.queues[group].leased if group in self.state.queues else {}
@@ -549,6 +556,38 @@ class Topic:
     def readers(self) -> int:
         """How many wait."""
         return sum(map(len, self.lines.values()))
+
+    # What is shown
+
+    def measures(self) -> dict[str, float]:
+        """What there is now, and what happened ever since the topic was made."""
+        state = self.state
+        queues = state.queues.values()
+        oldest = next(iter(state.messages.values()), None)
+        return {
+            "depth": state.queues[MAIN].depth,
+            "inflight": sum(len(queue.leased) for queue in queues),
+            "delayed": sum(queue.delayed for queue in queues),
+            "dlq": state.dead,
+            "groups": len(queues) - 1,
+            "messages": len(state.messages),
+            "bytes": state.bytes,
+            "readers": self.readers(),
+            "oldest_age": max(0.0, self.time() - oldest.sent) if oldest else 0.0,
+            "log": self.journal.last - self.kept,
+            **{name: state.counts[name] for name in COUNTED},
+            "dup": self.dups,
+        }
+
+    def measures_of(self, group: str) -> dict[str, float]:
+        """Of one queue, what there is now."""
+        queue = self.queue(group)
+        return {"depth": queue.depth, "inflight": len(queue.leased), "delayed": queue.delayed,
+                "dlq": len(queue.dead)}  # fmt: skip
+
+    def hurry(self) -> None:
+        """Something was noted that nobody may wait for."""
+        self._soon(self.clock.monotonic())
 
     # Time
 

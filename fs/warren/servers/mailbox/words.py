@@ -150,8 +150,8 @@ def _draft(named: Mapping[str, str], body: bytes, whole: bool) -> Draft:
         number("prio", named["prio"], 0, 9) if "prio" in named else 0,
         duration("delay", named["delay"]) if "delay" in named else 0.0,
         duration("ttl", named["ttl"], 0.001) if "ttl" in named else 0.0,
-        *(word(name, named[name]) if name in named else "" for name in ("key", "corr", "type", "idem")),
-        whole,
+        whole=whole,
+        **{name: word(name, named[name]) for name in ("key", "corr", "type", "idem") if name in named},
     )
 
 

@@ -28,7 +28,6 @@ The blobs are files in one directory, see `shelf`; names, owners and quotas are 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Awaitable, Iterable, Sequence
@@ -38,8 +37,9 @@ import trio
 from warren.servers.storage.accounts import Account, Accounts
 from warren.servers.storage.reading import Reads, Stored, version_of
 from warren.servers.storage.refs import Refs, hex_of
-from warren.servers.storage.shelf import CHUNK, Coming, Damaged, Lying, Shelf, is_hex
+from warren.servers.storage.shelf import Coming, Lying, Shelf, is_hex
 from warren.servers.storage.turns import Turns
+from warren.servers.storage.verifying import verify
 from warren.servers.storage.writing import ADDRESS, Declared, Put
 from warren.store import Store
 from warren.tree import Ctl, Dir, Duration, Maybe, Node, Refused, Text, verb
@@ -50,10 +50,9 @@ from warren.tree.report import Count, attributes, counts, one
 
 __all__ = ["GRACE", "Storage"]
 
-GRACE: Final = 3600.0
+GRACE: Final = Duration(3600.0)
 _SIZE: Final = re.compile(r"(\d{1,15})([KMGT]?)", re.ASCII)
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
-_AT_ONCE: Final = 64 * CHUNK  # what `verify` hashes before it looks whether it was cancelled
 
 
 class Storage(Dir):
@@ -227,38 +226,6 @@ class Storage(Dir):
                 await self.accounts.forget(hex, st.st_size)
         return True
 
-    async def verify(self, hex: str) -> str:
-        """Hash a whole blob, and write the list of its chunks anew if only that is wrong."""
-        if not self.is_here(hex):
-            raise Refused(404, f"{ADDRESS}{hex} is not here")
-        whole, size, digests = hashlib.sha256(), 0, bytearray()
-        fd = os.open(self.shelf.path(hex), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.shelf.fd)
-        with open(fd, "rb", buffering=0) as file:
-            while data := await trio.to_thread.run_sync(file.read, _AT_ONCE):
-                view, size = memoryview(data), size + len(data)
-                await trio.to_thread.run_sync(whole.update, data)
-                for at in range(0, len(view), CHUNK):
-                    digests += hashlib.sha256(view[at : at + CHUNK]).digest()
-        if whole.hexdigest() != hex:
-            raise self.reads.complain(hex, await self._corrupt(hex, bytes(digests)))
-        try:
-            os.close(self.shelf.open(hex).fd)
-        except Damaged as e:
-            await trio.to_thread.run_sync(self.shelf.relist, hex, size, bytes(digests))
-            return f"{ADDRESS}{hex} is whole, bytes={size}; {e}, and was written anew"
-        return f"{ADDRESS}{hex} is whole, bytes={size}"
-
-    async def _corrupt(self, hex: str, found: bytes) -> str:
-        try:
-            opened = self.shelf.open(hex)
-        except Damaged as e:
-            return f"it is corrupt, and {e}"
-        os.close(opened.fd)
-        wanted = opened.digests
-        bad = [n for n in range(len(wanted) // 32) if found[32 * n : 32 * n + 32] != wanted[32 * n : 32 * n + 32]]
-        shown = " ".join(map(str, bad[:16])) + (" …" if len(bad) > 16 else "")
-        return f"{len(bad)} of {len(wanted) // 32} chunks are corrupt: {shown}" if bad else "it is corrupt"
-
     # Told
 
     async def quotas(self) -> str:
@@ -283,7 +250,7 @@ class Storage(Dir):
             one("storage_put_bytes_total", "Their bytes.", self.put_bytes),
             one("storage_known_total", "Bodies that were here already.", self.known),
             one("storage_read_bytes_total", "Bytes asked for.", reads.given),
-            one("storage_hashed_bytes_total", "Bytes read from the disk and compared with their hash.", reads.hashed),
+            one("storage_hashed_bytes_total", "Bytes compared with their hash.", reads.hashed),
             one("storage_cached_total", "Chunks given out of the cache.", reads.hits),
             one("storage_damaged_total", "Reads refused because of damage.", reads.damaged),
             one("storage_collected_total", "Blobs that gc took.", self.taken),
@@ -330,16 +297,16 @@ class StorageCtl(Ctl):
         self.storage = storage
 
     @verb
-    async def gc(self, *, grace: Duration = Duration(GRACE), dry: bool = False) -> str:
+    async def gc(self, *, grace: Duration = GRACE, dry: bool = False) -> str:
         """Take the blobs that no name means and that were last put longer ago than grace."""
         if not 0 <= grace < float("inf"):
             raise Refused(400, "grace is a time from 0 on, such as 10m")
         return await self.storage.collect(grace, dry)
 
     @verb
-    async def verify(self, address: str) -> str:
+    async def verify_(self, address: str) -> str:
         """Hash all of a blob, and say whether it is what was stored."""
-        return await self.storage.verify(hex_of(address))
+        return await verify(self.storage.reads, hex_of(address))
 
     @verb
     async def quota(self, subject: str, size: str) -> str:

@@ -119,8 +119,8 @@ class Accounts:
         limit = self.limit(account)
         if account.used + account.coming + size > limit:
             raise Refused(
-                507, f"your quota is {limit} bytes, {account.used} are used and {account.coming} are coming in; "
-                "let gc take what you no longer reference, or have the quota raised", reason="over_quota",
+                507, f"your quota is {limit} bytes, {account.used} are used and {account.coming} are coming; "
+                "let gc take what nothing names any more, or have the quota raised", reason="over_quota",
             )  # fmt: skip
         account.coming += size
 

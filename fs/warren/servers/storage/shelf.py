@@ -80,7 +80,7 @@ class Shelf:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
-            raise Refused(409, f"{path} is open in another server; one at a time keeps its counts true") from None
+            raise Refused(409, f"{path} is open in another server; stop that one first") from None
         return fd
 
     def close(self) -> None:
@@ -139,6 +139,13 @@ class Shelf:
         except BaseException:
             os.close(fd)
             raise
+
+    def open_plain(self, hex: str) -> int | None:
+        """The file alone, whatever its list says; None if it is not there."""
+        try:
+            return os.open(self.path(hex), _READ, dir_fd=self.fd)
+        except FileNotFoundError:
+            return None
 
     def _list(self, hex: str) -> tuple[int, bytes]:
         try:
@@ -243,7 +250,7 @@ class Coming:
 
     def __init__(self, shelf: Shelf, name: str, fd: int) -> None:
         self.name, self.placed = name, False
-        self.size = 0
+        self.size = self.unsynced = 0
         self.digests = bytearray()
         self.hex = ""
         self._shelf, self._fd = shelf, fd
@@ -262,6 +269,12 @@ class Coming:
             if self._in_chunk == CHUNK:
                 self._close_chunk()
         self.size += len(data)
+        self.unsynced += len(data)
+
+    def sync(self) -> None:
+        """Make durable what came so far, so that the end is not left with all of it. For a thread."""
+        os.fdatasync(self._fd)
+        self.unsynced = 0
 
     def _close_chunk(self) -> None:
         self.digests += self._chunk.digest()

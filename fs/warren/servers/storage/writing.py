@@ -22,6 +22,7 @@ from warren.tree.inflate import Guard, Inflating
 from warren.tree.node import BLOB
 
 INLINE: Final = 64 << 10  # bytes that are written and hashed in the loop
+SYNC: Final = 64 << 20  # bytes that may wait for their fsync
 LINE: Final = 512
 _ACCESS: Final = 0o3
 ADDRESS: Final = "sha256:"
@@ -69,7 +70,8 @@ class Body:
             self._reserve(0 if self._inflating else len(data))
             if self._coming is None:
                 self._coming = self.server.begin()
-            if not self._waiting and not self._lock.locked() and len(data) <= INLINE:
+            idle = not self._waiting and not self._lock.locked()
+            if idle and len(data) <= INLINE and self._coming.unsynced < SYNC:
                 self._add(data)
                 if self._inflating is not None:
                     self._reserve(self._coming.size - self._reserved)
@@ -117,6 +119,8 @@ class Body:
     def _add_waiting(self) -> None:
         while self._waiting:
             self._add(self._waiting.pop(0))
+            if self._coming is not None and self._coming.unsynced >= SYNC:
+                self._coming.sync()
 
     def _add(self, data: Bytes) -> None:
         assert self._coming is not None

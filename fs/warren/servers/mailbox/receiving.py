@@ -1,0 +1,269 @@
+"""The open files of those who receive: `recv`, `ack` and `sub`.
+
+`recv` gives one message or batch an open, then the end of the file. A kernel keeps no offsets for streams, so a
+read at 0 goes on where the last one ended; a read elsewhere is taken at its word, because clients ask for several
+pieces at once.
+
+    nothing read yet     closing takes nothing
+    part of it read      closing gives it back, and it does not count as an attempt
+    all of it read       acknowledged at the close (`auto`), or by a line written to `ack` (`explicit`)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from errno import EINTR
+from typing import TYPE_CHECKING
+
+import trio
+from warren.servers.mailbox.line import Reader, Taken
+from warren.servers.mailbox.records import End, Message, Send, unpack
+from warren.servers.mailbox.words import Options, options, place, shown
+from warren.store import StoreError
+from warren.tree import (
+    Bytes,
+    Caller,
+    Changes,
+    Cursor,
+    Ended,
+    Handle,
+    Maybe,
+    Node,
+    Refused,
+    Stream,
+    StreamHandle,
+)
+from warren.tree.node import STREAM
+from warren.tree.stream import WouldBlock
+
+if TYPE_CHECKING:
+    from warren.servers.mailbox.topic import Topic
+
+
+class Recv(Node):
+    """`recv` of a topic or of one of its groups."""
+
+    mode = 0o600
+    swallows_truncate = True
+    word = STREAM
+
+    def __init__(self, topic: Topic, group: str) -> None:
+        self.topic, self.group = topic, group
+
+    def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
+        return RecvHandle(self.topic, self.group, caller)
+
+    def setattr(self, changes: Changes) -> Maybe[None]:
+        """As for ctl: what a shell's redirection sends is harmless."""
+
+
+class RecvHandle(Handle):
+    """One message or batch."""
+
+    record = True
+    parks = True
+    tells = True
+
+    def __init__(self, topic: Topic, group: str, caller: Caller) -> None:
+        self.topic, self.group, self.caller = topic, group, caller
+        self.options = Options()
+        self.taken: Taken | None = None
+        self.data: bytes | None = None
+        self.given = 0  # bytes that were read
+        self.began = False
+        self.gone = False
+        self._taking = False
+        self._others = trio.lowlevel.ParkingLot()
+
+    def write(self, offset: int, data: Bytes) -> Maybe[int]:
+        if self.began:
+            raise Refused(409, "this open was read already; options come before the first read")
+        self.options = options(bytes(data))
+        return len(data)
+
+    def read(self, offset: int, count: int) -> Maybe[Bytes]:
+        self.began = True
+        return self._take(offset, count) if self.data is None else self._piece(offset, count)
+
+    def _piece(self, offset: int, count: int) -> bytes:
+        assert self.data is not None
+        at = offset or self.given
+        piece = self.data[at : at + count]
+        self.given = max(self.given, min(at + len(piece), len(self.data)))
+        return piece
+
+    async def _take(self, offset: int, count: int) -> bytes:
+        while self.data is None:
+            if self._taking:
+                await self._others.park()
+                continue
+            self._taking = True
+            try:
+                self.data = await self._message()
+            finally:
+                self._taking = False
+                self._others.unpark_all()
+        return self._piece(offset, count)  # no checkpoint since it was taken
+
+    async def _message(self) -> bytes:
+        """Wait for it. Cancelled: nothing was taken. What came too late for a closed file goes back."""
+        taken = await self.topic.take(Reader(self.group, self.caller.subject, self.options))
+        if taken is None:
+            return b""
+        self.taken = taken
+        try:
+            messages = await self.topic.bodies(taken)
+            if self.gone:
+                raise Refused(408, "the file was closed", errno=EINTR)
+        except OSError:
+            if (batch := self.topic.release(self.group, taken)) is not None:
+                await self.topic.settle(batch)
+            raise
+        return b"".join(map(self._shown, messages, range(len(messages))))
+
+    def _shown(self, message: Message, nth: int) -> bytes:
+        assert self.taken is not None
+        kept, attempt, _, _ = self.taken.messages[nth]
+        said: dict[str, object] = {"seq": kept.number, "ts": kept.sent, "attempt": attempt}
+        if self.taken.lease:
+            said |= {"lease": self.taken.lease, "vis_until": self.taken.until}
+        return shown(message, said)
+
+    def _finish(self, closed: bool) -> Awaitable[None] | None:
+        self.gone = True
+        taken, self.taken = self.taken, None
+        if taken is None or self.data is None:
+            return None
+        topic, batch = self.topic, None
+        if self.given < len(self.data):
+            batch = topic.release(self.group, taken)
+        elif closed and (self.options.ack or topic.state.settings.ack) == "auto":
+            batch = topic.finish(self.group, taken)
+        if batch is None:
+            return None
+        topic.hurry()
+        return topic.settle(batch) if closed else None
+
+    def close(self) -> Maybe[None]:
+        return self._finish(True)
+
+    def abandon(self) -> None:
+        self._finish(False)
+
+
+class Sub(Stream):
+    """`sub`: every message to every reader."""
+
+    def __init__(self, topic: Topic) -> None:
+        super().__init__(lambda: Follower(topic))
+
+    def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
+        cursor = self.start()
+        assert isinstance(cursor, Follower)
+        return SubHandle(cursor)
+
+
+class SubHandle(StreamHandle):
+    """A stream that can also begin at a time."""
+
+    cursor: Follower
+
+    def write(self, offset: int, data: Bytes) -> Maybe[int]:
+        number, t = place(bytes(data), self.cursor.topic.time())
+        if self.began:
+            raise Refused(409, "the first record was read already; open the stream again to seek")
+        self.cursor.start(number, t)
+        return len(data)
+
+
+class Follower(Cursor):
+    """A place in the topic's log. It holds nothing back: what is forgotten before it is read is lost to it."""
+
+    def __init__(self, topic: Topic) -> None:
+        self.topic = topic
+        self.at = topic.journal.last
+        self.number = topic.settled  # the next message
+        self.since = 0.0
+        self._rest: deque[bytes] = deque()
+
+    def start(self, number: int | None, t: float | None) -> None:
+        """Begin at a message, or with the first one that was sent at that time or later."""
+        state = self.topic.state
+        if number is not None:
+            if number > self.topic.settled:
+                raise Refused(416, f"the newest message is {self.topic.settled - 1}")
+            self.number = max(number, 1)
+            self.at = max(state.before(number=self.number) - 1, 0)
+        elif t is not None:
+            self.since = t
+            self.at, self.number = max(state.before(t=t) - 1, 0), 0
+
+    def next_nowait(self) -> bytes:
+        while not self._rest:
+            try:
+                record = self.topic.store.first_after_nowait(self.topic.key, self.at)
+            except StoreError as e:
+                raise Refused(503, str(e), retry_after=1) from e
+            self._read(record.seq, record.data)
+        return self._rest.popleft()
+
+    async def next(self) -> bytes:
+        while True:
+            try:
+                return self.next_nowait()
+            except WouldBlock:
+                pass
+            try:
+                record = await self.topic.store.first_after(self.topic.key, self.at)
+            except StoreError as e:
+                raise Refused(503, str(e), retry_after=1) from e
+            self._read(record.seq, record.data)
+
+    def _read(self, seq: int, data: bytes) -> None:
+        self.at = seq
+        record = unpack(data)
+        if isinstance(record, End):
+            self._rest.clear()
+            raise Ended
+        if not isinstance(record, Send) or record.first + len(record.messages) <= self.number:
+            return
+        if record.t < self.since:
+            return
+        if 0 < self.number < record.first:
+            self._rest.append(f"lost n={record.first - self.number}\n".encode())
+        for number, message in enumerate(record.messages, record.first):
+            if number >= self.number:
+                self._rest.append(shown(message, {"seq": number, "ts": record.t}))
+        self.number = record.first + len(record.messages)
+
+
+class Shown(Node):
+    """Bytes that are found when the file is first read."""
+
+    mode = 0o400
+
+    def __init__(self, find: Callable[[], Awaitable[bytes]]) -> None:
+        self.find = find
+
+    def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
+        if flags & 0o1003:
+            raise Refused(403, "this file is not for writing")
+        return ShownHandle(self.find)
+
+
+class ShownHandle(Handle):
+    def __init__(self, find: Callable[[], Awaitable[bytes]]) -> None:
+        self.find = find
+        self.says: bytes | None = None
+
+    def read(self, offset: int, count: int) -> Maybe[Bytes]:
+        if self.says is None:
+            return self._find(offset, count)
+        return self.says[offset : offset + count]
+
+    async def _find(self, offset: int, count: int) -> bytes:
+        self.says = await self.find()
+        return self.says[offset : offset + count]
+
+
