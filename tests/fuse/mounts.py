@@ -84,7 +84,7 @@ def mounted(address: str, at: Path, *words: str, folder: Path | None = None) -> 
     with log.open("ab") as said:
         process = subprocess.Popen(
             [WARREN, "mount", address, str(at), "--foreground", *words],
-            env=environment(), stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            env=environment(WARREN_TRACEBACK="1"), stdin=subprocess.DEVNULL, stdout=said, stderr=said,
         )  # fmt: skip
     LIVE.add(process)
     try:

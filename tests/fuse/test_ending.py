@@ -238,7 +238,7 @@ def test_a_stuck_mount_is_taken_away(tmp_path: Path, child: START) -> None:
             none_hangs(others)
         finally:
             mount.process.send_signal(signal.SIGCONT)
-        assert mount.process.wait(8) == 0
+        assert mount.process.wait(8) == 0, mount.said()
 
 
 @pytest.mark.parametrize("how", ["command", "signal"])

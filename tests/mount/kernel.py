@@ -41,7 +41,10 @@ class Packets:
         return self._sock.fileno()
 
     def read(self, into: bytearray) -> int:
-        return self._sock.recv_into(into)
+        try:
+            return self._sock.recv_into(into)
+        except ConnectionResetError:
+            return 0
 
     def write(self, parts: Sequence[bytes | memoryview]) -> bool:
         try:
@@ -171,16 +174,19 @@ async def session_at(
         session = Session(
             device, files, introduce=introduce if each_user else None, tell=tell or unexpected
         )
-        await session.first()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(session.run)
-            kernel = Kernel(theirs, session)
-            try:
-                yield kernel
-            finally:
-                theirs.close()
-                nursery.cancel_scope.cancel()
-        device.close()
+        try:
+            await session.first()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.run)
+                kernel = Kernel(theirs, session)
+                try:
+                    yield kernel
+                finally:
+                    theirs.close()
+                    nursery.cancel_scope.cancel()
+        finally:
+            device.close()
+            theirs.close()
 
 
 @asynccontextmanager

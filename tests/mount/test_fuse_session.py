@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from warren.mount.fuse import messages as m
 from warren.mount.fuse.nodes import Nodes
 from warren.p9.fields import QTDIR, Qid
@@ -361,6 +362,19 @@ async def test_users_have_a_connection_each_where_all_are_let_in(tmp_path: Path)
                 await kernel.send_raw(raw)
                 await kernel.reply(5000 + uid)
             assert len(service.export.sessions) == 3
+
+
+@pytest.mark.parametrize("missing", [False, True])
+async def test_a_mount_that_ends_lets_go_of_what_is_under_way(tmp_path: Path, missing: bool) -> None:
+    """Whatever it waits for: a coroutine that were to go on then would end the process badly."""
+    async with mounted(Demo(), tmp_path) as (kernel, _):
+        name = "missing" if missing else "hello"
+        for _ in range(20):
+            await kernel.send(m.LOOKUP, m.Named(name))
+        kernel.sock.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert kernel.session.ended
+        assert not kernel.session.jobs
 
 
 def lose(kernel: Kernel) -> None:

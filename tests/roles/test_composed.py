@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,18 +40,31 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class Served:
     """A tree at an address, which can go and come back."""
 
-    def __init__(self, root: Node, address: str, guard: Guard | None, rows: tuple[str, ...]) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, root: Node, address: str, guard: Guard | None, rows: tuple[str, ...]
+    ) -> None:
+        self.nursery = nursery
         self.root, self.address, self.guard, self.rows = root, address, guard, rows
         self.export: Export
-        self.running = AsyncExitStack()
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
 
     async def start(self) -> None:
+        await self.nursery.start(self._serve)
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+        self.scope, self.ended = trio.CancelScope(), trio.Event()
         self.export = Export(self.root, Policy.parse(self.rows), AuditMemory(), TraceRing())
         gate = self.guard.gate if self.guard else None
-        [self.address] = await self.running.enter_async_context(listening(self.export, [self.address], gate))
+        with self.scope:
+            async with listening(self.export, [self.address], gate) as [self.address]:
+                task_status.started()
+                await trio.sleep_forever()
+        self.ended.set()
 
     async def stop(self) -> None:
-        await self.running.aclose()
+        self.scope.cancel()
+        await self.ended.wait()
 
     @property
     def subjects(self) -> list[str]:
@@ -62,13 +75,12 @@ class Served:
 async def served(
     root: Node, address: str, hive: Hive | None = None, rows: tuple[str, ...] = ()
 ) -> AsyncIterator[Served]:
-    every = "read,write,create,remove,ctl /**"
-    made = Served(root, address, Guard(hive.server) if hive else None, rows or (f"local {every}",))
-    await made.start()
-    try:
+    rows = rows or ("local read,write,create,remove,ctl /**",)
+    async with trio.open_nursery() as nursery:
+        made = Served(nursery, root, address, Guard(hive.server) if hive else None, rows)
+        await made.start()
         yield made
-    finally:
-        await made.stop()
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_namespace_is_one_tree_with_all_words_of_its_trees(tmp_path: Path) -> None:
@@ -97,10 +109,10 @@ async def test_it_is_for_its_user_alone_and_nothing_of_it_stays(tmp_path: Path, 
         async with composed(Space().mount(demo.address, "/")) as at:
             socket = Path(at.removeprefix("unix!"))
             assert socket.parent.parent == fresh
-            assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o700
-            assert stat.S_IMODE(socket.stat().st_mode) == 0o600
+            assert stat.S_IMODE(os.stat(socket.parent).st_mode) == 0o700
+            assert stat.S_IMODE(os.stat(socket).st_mode) == 0o600
             assert demo.export.sessions == set()  # nothing is dialled before it is used
-        assert list(fresh.iterdir()) == []
+        assert os.listdir(fresh) == []
         assert demo.export.sessions == set()
 
 
@@ -181,17 +193,25 @@ async def test_many_clients_share_the_one_connection_of_an_import(tmp_path: Path
         assert demo.subjects == [ann.uri]
 
 
-async def test_an_import_takes_new_files_and_says_whose_error_it_was(tmp_path: Path) -> None:
-    (tmp_path / "d").mkdir()
+async def test_an_import_is_that_tree_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "d/sub").mkdir(parents=True)
     async with served(Disk(tmp_path / "d"), f"unix!{tmp_path}/b") as disk, imported(disk.address) as at:
-        async with dial(at) as files, dial(at) as other:
-            await files.write("/new", b"x", create=True)
-            await files.rename("/new", "/newer")
-            assert os.listdir(tmp_path / "d") == ["newer"]
-            with pytest.raises(NotADirectoryError):
-                await files.readdir("/newer")
-            assert b"directory" in await files.read("/dev/errstr")
-            assert await other.read("/dev/errstr") == b""
+        async with dial(at) as files:
+            assert [e.name for e in await files.readdir("/")] == ["sub"]
+            await files.write("/sub/new", b"x", create=True)
+            await files.rename("/sub/new", "/newer")
+            await files.link("/newer", "/sub/again")
+            assert sorted(os.listdir(tmp_path / "d")) == ["newer", "sub"]
+            with pytest.raises(FileExistsError):
+                await files.mkdir("/newer")
+
+
+async def test_an_import_has_the_errors_of_its_tree(tmp_path: Path) -> None:
+    async with served(Demo(), f"unix!{tmp_path}/b") as demo, imported(demo.address) as at:
+        async with dial(at, versions=("9P2000.L",)) as files:
+            with pytest.raises(OSError):
+                await files.write("/ctl", b"nonsense\n")
+            assert b"no verb 'nonsense'" in await files.read("/dev/errstr")
 
 
 async def test_an_import_may_be_of_a_directory_and_read_only(tmp_path: Path) -> None:
@@ -231,7 +251,7 @@ async def test_what_is_not_there_is_not_imported(tmp_path: Path, fresh: Path) ->
     async with served(Demo(), f"unix!{tmp_path}/a") as demo:
         with pytest.raises(BadAddress, match="in use"):
             await imports(demo.address, listen=demo.address)
-    assert list(fresh.iterdir()) == []
+    assert os.listdir(fresh) == []
 
 
 async def test_a_tree_from_elsewhere_is_used_as_ourselves_by_whom_an_export_lets_in(tmp_path: Path) -> None:
@@ -259,4 +279,4 @@ async def test_a_block_that_is_cancelled_leaves_nothing(tmp_path: Path, fresh: P
                 scope.cancel()
                 await trio.sleep_forever()
         assert scope.cancelled_caught
-    assert list(fresh.iterdir()) == []
+    assert os.listdir(fresh) == []

@@ -9,11 +9,13 @@ import inspect
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
 
 import pytest
+import trio
 import warren.servers
 from warren.auth.ca import CA
 from warren.auth.rights import Policy
@@ -26,6 +28,7 @@ from warren.servers.demo import Demo
 from warren.servers.dev import Dev
 from warren.servers.disk import Disk
 from warren.servers.log import Log
+from warren.servers.mailbox import Mailbox
 from warren.servers.proc import Lifecycle, Proc
 from warren.servers.ram import Ram
 from warren.servers.role import RoleFiles
@@ -76,6 +79,13 @@ def a_log(folder: Path) -> Node:
     return log
 
 
+def a_mailbox(folder: Path) -> Node:
+    mailbox = Mailbox(MemoryStore(), StillClock())
+    with ThreadPoolExecutor() as pool:  # a loop of its own, for we are in one
+        pool.submit(trio.run, mailbox.make, "orders").result()
+    return mailbox
+
+
 def a_proc(folder: Path) -> Node:
     return Proc(Lifecycle(StillClock()), ns=str, boot=dict, sessions=Crowd())
 
@@ -104,8 +114,8 @@ def a_storage(folder: Path) -> Node:
 
 # How to build one of each. The key is the module of warren.servers.
 BUILT: dict[str, Callable[[Path], Node]] = {
-    "ca": a_ca, "cap": a_cap, "demo": a_demo, "dev": a_dev, "disk": a_disk, "log": a_log, "proc": a_proc,
-    "ram": a_ram, "role": a_role, "srv": a_srv, "storage": a_storage,
+    "ca": a_ca, "cap": a_cap, "demo": a_demo, "dev": a_dev, "disk": a_disk, "log": a_log,
+    "mailbox": a_mailbox, "proc": a_proc, "ram": a_ram, "role": a_role, "srv": a_srv, "storage": a_storage,
 }  # fmt: skip
 
 

@@ -198,7 +198,7 @@ async def test_a_bomb_is_refused_and_leaves_nothing(tmp_path: Path, piece: int) 
     bomb = squeezed(bytes(50_000_000))
     async with storing(tmp_path) as at:
         client = await at.client()
-        with pytest.raises(RefusedBy, match=r"413 bomb: it inflates to more than 10 times its size") as caught:
+        with pytest.raises(RefusedBy, match="413 bomb: it inflates to more than 10 times") as caught:
             await client.declare(f"len={len(bomb)} encoding=gzip", bomb, piece)
         assert caught.value.errno == errno.EFBIG
         assert at.lying() == []
@@ -265,7 +265,7 @@ async def test_a_quota_holds_for_finished_and_unfinished_bodies(tmp_path: Path) 
     async with storing(tmp_path, quota=100_000) as at:
         ann, bob = await at.client(ANN), await at.client(BOB)
         await ann.put(b"a" * 60_000)
-        with pytest.raises(RefusedBy, match="507 over_quota: your quota is 100000 bytes, 60000 are used") as e:
+        with pytest.raises(RefusedBy, match="507 over_quota: your quota is 100000 bytes, 60000") as e:
             await ann.put(b"b" * 60_000)
         assert e.value.errno == errno.ENOSPC
         await bob.put(b"b" * 60_000)
@@ -291,7 +291,7 @@ async def test_a_subject_gets_a_quota_of_its_own(tmp_path: Path) -> None:
         await client.ctl(f"quota {ANN} default")
         with pytest.raises(RefusedBy, match="507 over_quota: your quota is 1000 bytes, 2000 are used"):
             await client.put(b"y")
-        for bad in ("much", "-1", "1X", "١"):
+        for bad in ("much", "-1", "1X", "\u0661"):
             with pytest.raises(RefusedBy, match="400 bad_request"):
                 await client.ctl(f"quota {ANN} {bad}")
 
@@ -302,7 +302,7 @@ async def test_one_subject_cannot_take_all_the_places_of_writers(tmp_path: Path)
         held = [await ann.open("put", O_WRONLY) for _ in range(3)]
         for fid in held[:2]:
             await ann.send(fid, b"begun")
-        with pytest.raises(RefusedBy, match="429 busy: 2 puts of yours are under way; finish one retry_after=1"):
+        with pytest.raises(RefusedBy, match="429 busy: 2 puts of yours are under way; finish one"):
             await ann.send(held[2], b"begun")
         await bob.put(b"bob's")
         await ann.wire.clunk(held[0])

@@ -10,7 +10,7 @@ The socket is at --listen, or in a new directory of its own, and is said with th
 --as NAME it is posted in this hive: its queen has the tree at /n/NAME, for the users of this machine.
 
 It stays until Ctrl-C or SIGTERM. While ADDR is away requests are refused; the socket stays, and what is
-mounted from it is back when ADDR is. What is moved into the root of the tree from further below is copied.
+mounted from it is back when ADDR is.
 """
 
 from __future__ import annotations

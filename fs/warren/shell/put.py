@@ -21,7 +21,6 @@ import os
 import shlex
 import stat
 from argparse import Namespace
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from warren.shell import exits, output
@@ -107,7 +106,7 @@ def _open(name: str) -> int:
 
 
 async def _send(file: File, fd: int, found: hashlib._Hash, at: int = 0) -> int:
-    async for piece in _pieces(fd):
+    while piece := await _piece(fd):
         found.update(piece)
         await file.pwrite(piece, at)
         at += len(piece)
@@ -122,7 +121,8 @@ async def _declared(file: File, fd: int, head: bytes, size: int) -> tuple[str, i
     return await _answer(file), sent
 
 
-async def _pieces(fd: int) -> AsyncIterator[bytes]:
+async def _piece(fd: int) -> bytes:
+    """What comes next, b"" at the end. Cancelled took nothing."""
     import trio
 
     while True:
@@ -131,12 +131,9 @@ async def _pieces(fd: int) -> AsyncIterator[bytes]:
         except PermissionError:  # what is always ready cannot be waited for: a file
             await trio.lowlevel.checkpoint()
         try:
-            piece = os.read(fd, PIECE)
+            return os.read(fd, PIECE)
         except BlockingIOError:
             continue
-        if not piece:
-            return
-        yield piece
 
 
 async def _answer(file: File) -> str:

@@ -19,14 +19,17 @@ from warren.store.interface import (
     Trimmed,
     Watch,
 )
+from warren.store.journal import Batch, Journal
 from warren.store.memory import MemoryStatistics, MemoryStore
 
 __all__ = [
     "NAME_MAX",
     "BadName",
+    "Batch",
     "Change",
     "Conflict",
     "Entry",
+    "Journal",
     "Limits",
     "MemoryStatistics",
     "MemoryStore",

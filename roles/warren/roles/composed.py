@@ -10,9 +10,10 @@ What is served is on a unix socket, by default in a new directory that only its 
 an address is `tls!`. So whoever may use the socket may do what the user may, and nobody else may use it.
 
 A namespace reaches its trees as a role does (see `reach`): dialled when they are used, and again when they
-were lost. One tree is reached over one connection, which is shared by all who use the socket, and which is
-dialled again for AWAY seconds before a request is told that nobody answers. Either way the socket stays, and
-what is on it is back when the servers are.
+were lost. One tree is passed on as it is, over one connection that all share; when that is lost it is
+dialled for AWAY seconds before a request is told that nobody answers. What such a tree has in /dev/errstr is
+the newest error of any who share it. Either way the socket stays, and what is on it is back when the servers
+are.
 
 Identities are read again when their files change. What the block raises comes in a group, as of a nursery.
 """
@@ -25,6 +26,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
+from weakref import WeakSet
 
 import trio
 from warren.auth.identity import Identity
@@ -33,6 +35,9 @@ from warren.mount import Files, dial
 from warren.mount.link import Op
 from warren.namespaces import Space
 from warren.namespaces.export import Cell, SpaceRoot
+from warren.namespaces.far import FarNode
+from warren.namespaces.reached import FarTree, Placed, Ways
+from warren.namespaces.readonly import ReadOnly
 from warren.roles.built import WallClock
 from warren.roles.guard import Guard
 from warren.roles.reach import Reach, Way
@@ -41,6 +46,7 @@ from warren.serve.listen import BadAddress, listening
 from warren.traces.audit import AuditMemory
 from warren.traces.ring import TraceRing
 from warren.tree import Caller, Node, Refused
+from warren.tree.node import QTDIR
 
 ANYBODY: Final = "role/*/*"
 AWAY: Final = 1.0
@@ -93,8 +99,7 @@ async def elsewhere(
     Raises OSError if it is not to be had now.
     """
     async with dial(address, aname, identity=identity, expect=expect) as files:
-        space = Space().mount(address, "/", flags="r" if read_only else "c")
-        yield SpaceRoot(Cell(space), _One(files))
+        yield _Passed(address, _One(files), read_only)
 
 
 async def unanswered(
@@ -120,6 +125,20 @@ async def unanswered(
     return found
 
 
+class _Passed(Node):
+    """The root of one tree that is elsewhere: all of it as it is, and nothing else."""
+
+    qtype = QTDIR
+
+    def __init__(self, address: str, ways: Ways, read_only: bool) -> None:
+        self.address, self.ways, self.read_only = address, ways, read_only
+        self.nodes: WeakSet[Placed] = WeakSet()
+
+    def attach(self, caller: Caller) -> Node:
+        node = FarNode.at(FarTree(self.address, self.ways, caller, self.nodes), ())
+        return ReadOnly(node) if self.read_only else node
+
+
 class _Dialled(Reach):
     """A socket that is gone is no missing file: a union would go on to its next member."""
 
@@ -133,13 +152,10 @@ class _Dialled(Reach):
 
 
 class _One:
-    """Trees, where there is but one: the same connection for everybody."""
+    """The way to one tree: the same connection for everybody."""
 
     def __init__(self, files: Files) -> None:
         self.files = files
-
-    def local(self, address: str) -> Node | None:
-        return None
 
     async def reach(self, address: str, caller: Caller, path: str = "/") -> Files:
         try:

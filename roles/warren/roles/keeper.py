@@ -69,15 +69,15 @@ def holding(state: State) -> Iterator[bool]:
 
 def left_behind(state: State) -> list[Born]:
     """Processes of a keeper that is gone, each proved to be the one that it started."""
-    found = []
+    alive = []
     for path in state.directory.glob("run/*/born"):
         try:
             born = Born.parse(path.read_text())
         except (OSError, UnicodeDecodeError):
             continue
         if born is not None and born.lives:
-            found.append(born)
-    return found
+            alive.append(born)
+    return alive
 
 
 def clear(state: State) -> bool:

@@ -185,7 +185,7 @@ class Job:
             ahead = [self.start(cls, fid, *fields, after=walk) for cls, fields in then]
             try:
                 qids = await self._reached(walk, base, first)
-            except BaseException:
+            except OSError:
                 for call in ahead:
                     await self.settle(call)
                 raise

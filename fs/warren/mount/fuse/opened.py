@@ -48,6 +48,7 @@ _ONCE: Final = os.O_CREAT | os.O_EXCL | os.O_TRUNC
 _AHEAD: Final = 1 << 16  # what is asked of a stream, however little its reader wants
 _PAGE: Final = 4096
 _KILL: Final = 1 << 2
+_AT_HAND: Final = 0.01  # seconds in which a record that is there has come
 _READABLE: Final = select.POLLIN | select.POLLRDNORM
 _WRITABLE: Final = select.POLLOUT | select.POLLWRNORM
 _ANSWERS: Final = (CTL, CLONE, BLOB)
@@ -269,15 +270,26 @@ async def _prefetched(job: Job, file: OpenFile, at_once: bool) -> None:
     """See to it that the record after the last is on its way; wait for it unless AT_ONCE."""
     fetch(job, file)
     if at_once:
-        # A record that is there comes back with what is asked behind it.
-        await job.ask(Tgetattr, file.fid, 0)
+        # Only a server knows whether a record is there, and it says so by giving it: wait for a moment.
+        moment = Moment()
+        job.session.later(_AT_HAND, moment)
+        await _news(job, file, moment)
         if file.rest or file.ended or file.failed is not None:
             return
         raise job.op.error(errno.EAGAIN, "no record is there yet")
     while file.reading is not None and not (file.rest or file.ended or file.failed is not None):
-        moment = Moment()
+        await _news(job, file, Moment())
+
+
+async def _news(job: Job, file: OpenFile, moment: Moment) -> None:
+    """Until the read ahead is settled, or MOMENT comes otherwise."""
+    if file.reading is not None:
         file.news.append(moment)
-        await job.moment(moment)
+        try:
+            await job.moment(moment)
+        finally:
+            if moment in file.news:
+                file.news.remove(moment)
 
 
 def fetch(job: Job, file: OpenFile) -> None:

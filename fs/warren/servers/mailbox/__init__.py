@@ -47,6 +47,7 @@ from typing import Final
 import msgspec
 import trio
 from warren.servers.mailbox.files import TopicDir, named
+from warren.servers.mailbox.operating import remove
 from warren.servers.mailbox.tidy import Pointer
 from warren.servers.mailbox.topic import COUNTED, Limits, Topic, refusal
 from warren.store import Conflict, NotFound, Store, StoreError
@@ -115,7 +116,7 @@ class Mailbox(Dir):
         known = self.topics.get(name)
         if known is not None and not known.topic.gone:
             return known
-        self.topics.pop(name, None)
+        self.topics = {known: node for known, node in self.topics.items() if not node.topic.gone}
         try:
             named(name)
             await self.store.get(f"{self.under}/{name}")
@@ -160,7 +161,7 @@ class Mailbox(Dir):
         found = await self._find(name)
         if found is None:
             raise Refused(404, "file does not exist")
-        await found.topic.remove()
+        await remove(found.topic)
         self.topics.pop(name, None)
 
     async def mkdir(self, name: str, mode: int, gid: int, caller: Caller) -> Node:

@@ -12,9 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
+from warren.servers.mailbox.leasing import answer
+from warren.servers.mailbox.operating import bury, change, delete, group, letter, purge, redrive, ungroup
 from warren.servers.mailbox.queue import Item
 from warren.servers.mailbox.receiving import Recv, Shown, Sub
 from warren.servers.mailbox.records import MAIN, Settings
+from warren.servers.mailbox.sending import longest, send
 from warren.servers.mailbox.words import (
     BATCH,
     BATCH_BYTES,
@@ -58,7 +61,7 @@ MOST_COUNT, MOST_BYTES = 100_000, 16 << 30
 def named(name: str) -> str:
     """A name for a topic or a group, or the refusal."""
     if NAME.fullmatch(name) is None:
-        raise Refused(400, f"{name[:80]!r} is no name here: 1 to 64 letters, digits and _ . -, no dot in front")
+        raise Refused(400, f"{name[:80]!r} is no name here: 1 to 64 letters, digits and _ . -, no dot first")
     return name
 
 
@@ -78,20 +81,20 @@ class SendH(Blob):
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
-        self.parcel = Parcel(topic.most)
-        most = max(topic.most + HEAD, BATCH_BYTES + BATCH * HEAD)
+        self.parcel = Parcel(longest(topic))
+        most = max(longest(topic) + HEAD, BATCH_BYTES + BATCH * HEAD)
         super().__init__(lambda body, declared: None, self.parcel.measure, most)
 
     def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
         def commit(body: bytes, declared: bool) -> Maybe[str]:
-            return send(self.topic, self.parcel.open(body, declared), caller.subject)
+            return _send(self.topic, self.parcel.open(body, declared), caller.subject)
 
         return BlobHandle(Blob(commit, self.measure, self.limit))
 
 
-async def send(topic: Topic, drafts: Sequence[Draft], by: str) -> str:
+async def _send(topic: Topic, drafts: Sequence[Draft], by: str) -> str:
     """Send, and say what became of each."""
-    sent = await topic.send(drafts, by)
+    sent = await send(topic, drafts, by)
     return "".join(f"id={id} seq={number} dup={dup:d}\n" for id, number, dup in sent)
 
 
@@ -102,11 +105,11 @@ class TopicDir(Dir):
         self.topic = topic
         super().__init__(
             {
-                "send": By(lambda by, data: send(topic, [Draft(data)], by)),
+                "send": By(lambda by, data: _send(topic, [Draft(data)], by)),
                 "send.h": SendH(topic),
                 **receiver(topic, MAIN),
                 "sub": Sub(topic),
-                "del": By(lambda by, data: delete(topic, data)),
+                "del": By(lambda by, data: _delete(topic, data)),
                 "peek": Shown(lambda: peek(topic, MAIN)),
                 "ctl": TopicCtl(topic),
                 "settings": Text(lambda: settings(topic)),
@@ -118,25 +121,25 @@ class TopicDir(Dir):
         )
 
 
-def receiver(topic: Topic, group: str) -> dict[str, Node]:
+def receiver(topic: Topic, name: str) -> dict[str, Node]:
     """The two files that a receiver needs."""
 
-    async def answer(by: str, data: bytes) -> None:
-        await topic.answer(group, by, answers(data))
+    async def put(by: str, data: bytes) -> None:
+        await answer(topic, name, by, answers(data))
 
-    return {"recv": Recv(topic, group), "ack": By(answer)}
+    return {"recv": Recv(topic, name), "ack": By(put)}
 
 
-async def delete(topic: Topic, data: bytes) -> None:
+async def _delete(topic: Topic, data: bytes) -> None:
     """Delete messages by their ids, one a line."""
     lines = data.decode("ascii", "replace").split()
-    await topic.delete(list(dict.fromkeys(identity(line) for line in lines)))
+    await delete(topic, list(dict.fromkeys(identity(line) for line in lines)))
 
 
-async def peek(topic: Topic, group: str) -> bytes:
+async def peek(topic: Topic, name: str) -> bytes:
     """The message that would be given out next, or nothing."""
     await topic.fresh()
-    item = topic.queue(group).first()
+    item = topic.queue(name).first()
     if item is None:
         return b""
     kept = item.kept
@@ -193,13 +196,13 @@ class Groups(Dir):
         return attributes(self.topic.measures_of(name))
 
     async def mkdir(self, name: str, mode: int, gid: int, caller: Caller) -> Node:
-        await self.topic.group(named(name), waiting=False)
+        await group(self.topic, named(name), waiting=False)
         return self._node(name)
 
     async def unlink(self, name: str, directory: bool | None, expect: Node | None = None) -> None:
         if directory is False:
             raise Refused(400, "a group is a directory", errno=21)
-        await self.topic.ungroup(name)
+        await ungroup(self.topic, name)
 
 
 class Letters(Dir):
@@ -213,52 +216,52 @@ class Letters(Dir):
     async def lookup(self, name: str) -> Node | None:
         if name in self.entries:
             return self.entries[name]
-        await self.topic.fresh()
+        state = await self.topic.fresh()
         try:
-            return self._node(*self.topic.letter(name))
+            return self._node(*letter(state, name))
         except Refused:
             return None
 
     async def list(self) -> Iterable[tuple[str, Node]]:
         state = await self.topic.fresh()
         found: list[tuple[str, Node]] = list(self.entries.items())
-        for group, queue in state.queues.items():
-            tail = f".{group}" if group else ""
-            found += [(item.kept.id + tail, self._node(group, n)) for n, item in queue.dead.items()]
+        for name, queue in state.queues.items():
+            tail = f".{name}" if name else ""
+            found += [(item.kept.id + tail, self._node(name, n)) for n, item in queue.dead.items()]
         return found
 
-    def _node(self, group: str, number: int) -> Dir:
+    def _node(self, queue: str, number: int) -> Dir:
         state = self.topic.state
         if len(self._nodes) > 2 * state.dead + 64:
-            kept = {(name, n) for name, queue in state.queues.items() for n in queue.dead}
+            kept = {(name, n) for name, known in state.queues.items() for n in known.dead}
             self._nodes = {key: node for key, node in self._nodes.items() if key in kept}
-        if (group, number) not in self._nodes:
-            self._nodes[group, number] = Dir(
+        if (queue, number) not in self._nodes:
+            self._nodes[queue, number] = Dir(
                 {
-                    "reason": Shown(lambda: self._reason(group, number)),
-                    "head": Shown(lambda: self._letter(group, number, body=False)),
-                    "body": Shown(lambda: self._letter(group, number, body=True)),
+                    "reason": Shown(lambda: self._reason(queue, number)),
+                    "head": Shown(lambda: self._letter(queue, number, body=False)),
+                    "body": Shown(lambda: self._letter(queue, number, body=True)),
                 }
             )
-        return self._nodes[group, number]
+        return self._nodes[queue, number]
 
-    async def _item(self, group: str, number: int) -> Item:
+    async def _item(self, queue: str, number: int) -> Item:
         state = await self.topic.fresh()
-        queue = state.queues.get(group)
-        if queue is None or number not in queue.dead:
+        found = state.queues.get(queue)
+        if found is None or number not in found.dead:
             raise Refused(404, "it is no dead letter any more")
-        return queue.dead[number]
+        return found.dead[number]
 
-    async def _reason(self, group: str, number: int) -> bytes:
-        item = await self._item(group, number)
+    async def _reason(self, queue: str, number: int) -> bytes:
+        item = await self._item(queue, number)
         said: dict[str, object] = {
             "reason": "max_attempts", "attempts": item.attempts, "last": item.why, "by": item.by,
             "ts": item.when,
         }  # fmt: skip
-        return f"{pairs(said | ({'group': group} if group else {}))}\n".encode()
+        return f"{pairs(said | ({'group': queue} if queue else {}))}\n".encode()
 
-    async def _letter(self, group: str, number: int, body: bool) -> bytes:
-        item = await self._item(group, number)
+    async def _letter(self, queue: str, number: int, body: bool) -> bytes:
+        item = await self._item(queue, number)
         message = await self.topic.body(item.kept)
         if body:
             return message.body
@@ -275,12 +278,12 @@ class LettersCtl(Ctl):
     @verb
     async def redrive(self, id: str) -> None:
         """Put the dead letter ID back with no attempts, or `all` of them."""
-        await self.topic.letters(id, redrive=True)
+        await redrive(self.topic, id)
 
     @verb
     async def delete(self, id: str) -> None:
         """Delete the dead letter ID, or `all` of them."""
-        await self.topic.letters(id, redrive=False)
+        await bury(self.topic, id)
 
 
 class TopicCtl(Ctl):
@@ -319,22 +322,22 @@ class TopicCtl(Ctl):
         def changed(now: Settings) -> Settings:
             return msgspec.structs.replace(now, **wanted)
 
-        await self.topic.set(changed)
+        await change(self.topic, changed)
 
     @verb
     async def purge(self) -> None:
         """Delete all that waits; leased messages and dead letters stay."""
-        await self.topic.purge()
+        await purge(self.topic)
 
     @verb
     async def group(self, name: str, begins: Literal["next", "first"] = "next") -> None:
         """Make a consumer group that begins with the next message, or with the first that waits now."""
-        await self.topic.group(named(name), waiting=begins == "first")
+        await group(self.topic, named(name), waiting=begins == "first")
 
     @verb
     async def ungroup(self, name: str) -> None:
         """End a consumer group; what only it had still to get is gone."""
-        await self.topic.ungroup(name)
+        await ungroup(self.topic, name)
 
 
 def _within(name: str, value: float | None, least: float, most: float) -> float | None:

@@ -29,13 +29,12 @@ class Taken(NamedTuple):
 class Reader:
     """One open of `recv` that is being read."""
 
-    __slots__ = ("ended", "error", "group", "options", "subject", "taken", "task")
+    __slots__ = ("error", "group", "options", "subject", "taken", "task")
 
     def __init__(self, group: str, subject: str, options: Options) -> None:
         self.group, self.subject, self.options = group, subject, options
         self.taken: Taken | None = None
         self.error: Refused | None = None
-        self.ended = False  # waited as long as it wanted
         self.task: trio.lowlevel.Task | None = None
 
     def wake(self) -> None:
@@ -59,8 +58,8 @@ class Line:
 
     async def wait(self, reader: Reader) -> None:
         """Wait for `wake`. Cancelled: it waits no more and was given nothing."""
-        self._subjects.setdefault(reader.subject, deque()).append(reader)
         reader.task = trio.lowlevel.current_task()
+        self._subjects.setdefault(reader.subject, deque()).append(reader)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             reader.task = None

@@ -1,8 +1,8 @@
 """The open files of those who receive: `recv`, `ack` and `sub`.
 
-`recv` gives one message or batch an open, then the end of the file. A kernel keeps no offsets for streams, so a
-read at 0 goes on where the last one ended; a read elsewhere is taken at its word, because clients ask for several
-pieces at once.
+`recv` gives one message or batch an open, then the end of the file. A kernel keeps no offsets for streams, so
+a read at the offset of the first one goes on where the last one ended; a read beyond is taken at its word,
+because clients ask for several pieces at once.
 
     nothing read yet     closing takes nothing
     part of it read      closing gives it back, and it does not count as an attempt
@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from errno import EINTR
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
+from warren.servers.mailbox.leasing import bodies, finish, release, take
 from warren.servers.mailbox.line import Reader, Taken
 from warren.servers.mailbox.records import End, Message, Send, unpack
 from warren.servers.mailbox.words import Options, options, place, shown
@@ -39,6 +40,9 @@ from warren.tree.stream import WouldBlock
 
 if TYPE_CHECKING:
     from warren.servers.mailbox.topic import Topic
+
+
+AT_ONCE: Final = 256  # records looked at before others have their turn, and pieces read out of order
 
 
 class Recv(Node):
@@ -70,9 +74,11 @@ class RecvHandle(Handle):
         self.options = Options()
         self.taken: Taken | None = None
         self.data: bytes | None = None
-        self.given = 0  # bytes that were read
+        self.given = 0  # bytes that were read, without a gap
         self.began = False
+        self.base = 0  # where reading begins: behind the options, for those who count on from there
         self.gone = False
+        self._ahead: list[tuple[int, int]] = []  # pieces that were read before those in front of them
         self._taking = False
         self._others = trio.lowlevel.ParkingLot()
 
@@ -80,17 +86,23 @@ class RecvHandle(Handle):
         if self.began:
             raise Refused(409, "this open was read already; options come before the first read")
         self.options = options(bytes(data))
+        self.base = offset + len(data)
         return len(data)
 
     def read(self, offset: int, count: int) -> Maybe[Bytes]:
-        self.began = True
+        if not self.began:
+            self.began, self.base = True, self.base if offset == self.base else 0
         return self._take(offset, count) if self.data is None else self._piece(offset, count)
 
     def _piece(self, offset: int, count: int) -> bytes:
         assert self.data is not None
-        at = offset or self.given
+        at = offset - self.base if offset > self.base else self.given
         piece = self.data[at : at + count]
-        self.given = max(self.given, min(at + len(piece), len(self.data)))
+        if piece and len(self._ahead) < AT_ONCE:
+            self._ahead.append((at, at + len(piece)))
+            self._ahead.sort()
+        while self._ahead and self._ahead[0][0] <= self.given:
+            self.given = max(self.given, self._ahead.pop(0)[1])
         return piece
 
     async def _take(self, offset: int, count: int) -> bytes:
@@ -108,16 +120,16 @@ class RecvHandle(Handle):
 
     async def _message(self) -> bytes:
         """Wait for it. Cancelled: nothing was taken. What came too late for a closed file goes back."""
-        taken = await self.topic.take(Reader(self.group, self.caller.subject, self.options))
+        taken = await take(self.topic, Reader(self.group, self.caller.subject, self.options))
         if taken is None:
             return b""
         self.taken = taken
         try:
-            messages = await self.topic.bodies(taken)
+            messages = await bodies(self.topic, taken)
             if self.gone:
                 raise Refused(408, "the file was closed", errno=EINTR)
         except OSError:
-            if (batch := self.topic.release(self.group, taken)) is not None:
+            if (batch := release(self.topic, self.group, taken)) is not None:
                 await self.topic.settle(batch)
             raise
         return b"".join(map(self._shown, messages, range(len(messages))))
@@ -137,9 +149,9 @@ class RecvHandle(Handle):
             return None
         topic, batch = self.topic, None
         if self.given < len(self.data):
-            batch = topic.release(self.group, taken)
+            batch = release(topic, self.group, taken)
         elif closed and (self.options.ack or topic.state.settings.ack) == "auto":
-            batch = topic.finish(self.group, taken)
+            batch = finish(topic, self.group, taken)
         if batch is None:
             return None
         topic.hurry()
@@ -178,7 +190,7 @@ class SubHandle(StreamHandle):
 
 
 class Follower(Cursor):
-    """A place in the topic's log. It holds nothing back: what is forgotten before it is read is lost to it."""
+    """A place in the topic's log. It holds nothing back: what is forgotten before it is read is lost."""
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
@@ -200,13 +212,15 @@ class Follower(Cursor):
             self.at, self.number = max(state.before(t=t) - 1, 0), 0
 
     def next_nowait(self) -> bytes:
-        while not self._rest:
+        for _ in range(AT_ONCE):
+            if self._rest:
+                return self._rest.popleft()
             try:
                 record = self.topic.store.first_after_nowait(self.topic.key, self.at)
             except StoreError as e:
                 raise Refused(503, str(e), retry_after=1) from e
             self._read(record.seq, record.data)
-        return self._rest.popleft()
+        raise WouldBlock
 
     async def next(self) -> bytes:
         while True:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from warren.servers.mailbox.records import Carry, Message, Snap
-from warren.store import StoreError
+from warren.store import Conflict, StoreError
 from warren.tree import Refused
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Pointer(msgspec.Struct, array_like=True, frozen=True):
 
 def wants_tidying(topic: Topic) -> bool:
     """Whether so much happened since the last snapshot that another is due."""
-    return not topic.tidying and topic.journal.last - topic.base > _enough(topic)
+    return not topic.tidying and topic.journal.last - max(topic.base, topic.tidied) > _enough(topic)
 
 
 def _enough(topic: Topic) -> int:
@@ -55,7 +55,9 @@ async def tidy(topic: Topic) -> None:
         await _snapshot(topic)
     except (StoreError, Refused) as e:
         topic.events.tell("tidy_failed", why=str(e))
+        topic.stale = topic.stale or isinstance(e, Conflict)
     finally:
+        topic.tidied = topic.journal.last
         topic.tidying = False
 
 

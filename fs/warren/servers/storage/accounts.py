@@ -13,7 +13,7 @@ A body is charged while it comes: many unfinished ones cannot pass a quota that 
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import trio
@@ -34,12 +34,12 @@ async def kept(coming: Awaitable[T]) -> T:
         raise Refused(e.code, f"the index: {e}") from None
 
 
-async def keys_under(store: Store, under: str) -> AsyncIterator[str]:
-    """Every key at or under a name, page by page."""
+async def each_key(store: Store, under: str, work: Callable[[str], Awaitable[None]]) -> None:
+    """WORK for every key at or under a name, page by page. Cancelled: for some of them."""
     after = ""
     while page := await kept(store.keys(under, after=after, limit=_PAGE)):
         for key in page:
-            yield key
+            await work(key)
         after = page[-1]
 
 
@@ -75,11 +75,13 @@ class Accounts:
         """
         self.accounts.clear()
         self._ids.clear()
-        async for key in keys_under(self._store, self._who):
+
+        async def read(key: str) -> None:
             said = json.loads((await kept(self._store.get(key))).value)
             account = self._open(said["subject"])
             account.limit, account.recorded = said["limit"], True
-        async for key in keys_under(self._store, self._blob):
+
+        async def sum_up(key: str) -> None:
             hex, id = key.rsplit("/", 2)[1:]
             size, owner = size_of(hex), self._ids.get(id)
             if size is None or owner is None:
@@ -87,6 +89,9 @@ class Accounts:
             else:
                 owner.used += size
                 owner.blobs += 1
+
+        await each_key(self._store, self._who, read)
+        await each_key(self._store, self._blob, sum_up)
 
     def of(self, subject: str) -> Account:
         """The account of a subject, made if need be."""
@@ -156,12 +161,14 @@ class Accounts:
 
     async def forget(self, hex: str, size: int) -> None:
         """The blob is gone: nobody is charged for it. Cancelled: the next start finishes it."""
-        owners = [key async for key in keys_under(self._store, f"{self._blob}/{hex}")]
-        for key in owners:
+
+        async def release(key: str) -> None:
             await self._delete(key)
             if owner := self._ids.get(key.rpartition("/")[2]):
                 owner.used -= size
                 owner.blobs -= 1
+
+        await each_key(self._store, f"{self._blob}/{hex}", release)
 
     async def set_limit(self, subject: str, limit: int | None) -> None:
         """Give a subject a quota of its own, or with None the common one. Cancelled: done or not."""

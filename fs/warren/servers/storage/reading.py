@@ -1,24 +1,28 @@
 """A blob as a file: ranges by offset, and no byte that was not compared with its hash.
 
 A small read goes through a cache of chunks, so that neighbours and tiles that everybody wants are hashed
-once. A large one is read and hashed in a thread, past the cache, which it would only flush. The cache holds
-bytes, not beliefs: they were right when they were read, and they count only while the file's inode, size and
-times are what they were.
+once. A large one is read and hashed in a thread, past the cache, which it would only flush. For one who
+reads from the beginning to the end a thread works ahead, a window at a time, so that hashing and sending go
+on together. Caches and windows hold bytes, not beliefs: what is given was compared after it left the disk,
+and out of the cache only while the file's inode, size and times are what they were.
 """
 
 import errno
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import trio
+from outcome import Outcome, Value
 from warren.servers.storage.shelf import CHUNK, Damaged, Shelf, Whole
 from warren.tree import Attr, Bytes, Caller, Handle, Maybe, Node, Refused, absent
 from warren.tree.node import QTFILE, Qid
 
 SMALL: Final = 2  # chunks that are hashed in the loop: a tenth of a millisecond
+WINDOW: Final = 16 * CHUNK
+WINDOWS: Final = 64  # that all readers together may have
 _WRITES: Final = 0o3 | 0o1000
 Stamp = tuple[int, int, int, int]
 
@@ -30,6 +34,7 @@ class Reads:
         self.shelf, self.room = shelf, room
         self.given = self.hashed = self.hits = self.damaged = 0
         self.held = 0
+        self.windows = WINDOWS
         self._chunks: OrderedDict[tuple[str, int], tuple[Stamp, bytes]] = OrderedDict()
 
     def get(self, hex: str, n: int, stamp: Stamp) -> bytes | None:
@@ -94,21 +99,107 @@ def version_of(st: os.stat_result) -> int:
     return hash((st.st_ino, st.st_mtime_ns, st.st_ctime_ns, st.st_size)) & 0x7FFFFFFF | 1
 
 
+class Ahead:
+    """A window that is being read and hashed by a thread, or was."""
+
+    def __init__(self) -> None:
+        self.ready = trio.Event()
+        self.data: bytes | None = None  # None at last: something in it is corrupt
+
+    def arrive(self, outcome: Outcome[bytes | None]) -> None:
+        """The thread is done."""
+        self.data = outcome.value if isinstance(outcome, Value) else None
+        self.ready.set()
+
+
 class StoredHandle(Handle):
     """An open blob. Its descriptor is closed with the last reference, a reading thread's included."""
 
     def __init__(self, reads: Reads, hex: str, whole: Whole) -> None:
         self._reads, self._hex = reads, hex
         self._fd, self._size, self._digests = whole
+        self._next = self._run = 0  # where the next read begins if it goes on, and since how many bytes
+        self._windows: dict[int, Ahead] = {}
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         close(self._fd)
+        self._reads.windows += len(self._windows)
 
     def read(self, offset: int, count: int) -> Maybe[Bytes]:
         count = min(count, self._size - offset)
         if count <= 0:
             return b""
         self._reads.given += count
+        self._run = self._run + count if offset == self._next else 0
+        self._next = offset + count
+        if self._run > SMALL * CHUNK and self._look_ahead(offset, count):
+            return self._from_windows(offset, count)
+        return self._exactly(offset, count)
+
+    # In order
+
+    def _look_ahead(self, offset: int, count: int) -> bool:
+        """See that the windows of this read and the one behind it are under way, if there is room for them."""
+        first, last = offset // WINDOW, (offset + count - 1) // WINDOW
+        for n in [n for n in self._windows if n < first]:
+            del self._windows[n]
+            self._reads.windows += 1
+        end = (self._size - 1) // WINDOW
+        wanted = [n for n in range(first, min(last + 1, end) + 1) if n not in self._windows]
+        if len(wanted) > self._reads.windows:
+            return all(n in self._windows for n in range(first, last + 1))
+        for n in wanted:
+            self._reads.windows -= 1
+            self._windows[n] = self._start(n)
+        return True
+
+    def _start(self, n: int) -> Ahead:
+        window, token = Ahead(), trio.lowlevel.current_trio_token()
+
+        def deliver(outcome: Outcome[bytes | None]) -> None:
+            try:
+                token.run_sync_soon(window.arrive, outcome)
+            except trio.RunFinishedError:
+                pass  # nobody is left to read it
+
+        trio.lowlevel.start_thread_soon(lambda: self._window(n), deliver)
+        return window
+
+    def _window(self, n: int) -> bytes | None:
+        per = WINDOW // CHUNK
+        try:
+            return self._verified(n * per, min((n + 1) * per - 1, (self._size - 1) // CHUNK))
+        except OSError:
+            return None  # whoever asks for the part that is corrupt will hear so
+
+    def _from_windows(self, offset: int, count: int) -> Maybe[Bytes]:
+        wanted = range(offset // WINDOW, (offset + count - 1) // WINDOW + 1)
+        windows = [self._windows[n] for n in wanted]
+        if all(window.ready.is_set() for window in windows):
+            return self._joined(windows, offset, count)
+        return self._wait(windows, offset, count)
+
+    async def _wait(self, windows: list[Ahead], offset: int, count: int) -> Bytes:
+        """Cancelled has no effect."""
+        for window in windows:
+            await window.ready.wait()
+        data = self._joined(windows, offset, count)
+        return data if isinstance(data, Bytes) else await data
+
+    def _joined(self, windows: list[Ahead], offset: int, count: int) -> Maybe[Bytes]:
+        parts, at = [], offset % WINDOW
+        for window in windows:
+            if window.data is None:
+                return self._exactly(offset, count)
+            part = window.data[at : at + count]
+            parts.append(part)
+            count, at = count - len(part), 0
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    # Here and there
+
+    def _exactly(self, offset: int, count: int) -> Maybe[Bytes]:
+        """These chunks and no others."""
         first, last = offset // CHUNK, (offset + count - 1) // CHUNK
         if last - first >= SMALL:
             return self._much(offset, count, first, last)
@@ -124,17 +215,12 @@ class StoredHandle(Handle):
         data = self._reads.get(self._hex, n, stamp)
         if data is None:
             data = self._verified(n, n)
-            self._reads.hashed += len(data)
             self._reads.keep(self._hex, n, stamp, data)
         return data
 
-    def _much(self, offset: int, count: int, first: int, last: int) -> Awaitable[Bytes]:
-        return self._in_a_thread(offset, count, first, last)
-
-    async def _in_a_thread(self, offset: int, count: int, first: int, last: int) -> Bytes:
+    async def _much(self, offset: int, count: int, first: int, last: int) -> Bytes:
         """Cancelled has no effect; the thread finishes for nobody."""
         data = await trio.to_thread.run_sync(self._verified, first, last, abandon_on_cancel=True)
-        self._reads.hashed += len(data)
         start = offset - first * CHUNK
         return data if count == len(data) else memoryview(data)[start : start + count]
 
@@ -142,6 +228,7 @@ class StoredHandle(Handle):
         """These chunks as they were stored, or a refusal that names the first that is not."""
         begin, end = first * CHUNK, min((last + 1) * CHUNK, self._size)
         data = os.pread(self._fd, end - begin, begin)
+        self._reads.hashed += len(data)
         view, digests = memoryview(data), self._digests
         for n in range(first, last + 1):
             chunk = view[n * CHUNK - begin : (n + 1) * CHUNK - begin]

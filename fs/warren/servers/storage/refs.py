@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 import trio
-from warren.servers.storage.accounts import kept, keys_under
+from warren.servers.storage.accounts import each_key, kept
 from warren.servers.storage.shelf import is_hex
 from warren.servers.storage.turns import Turns
 from warren.servers.storage.writing import ADDRESS
@@ -53,11 +53,12 @@ class Refs(Dir):
         """Read the records. Cancelled: it must be called again."""
         self.refs.clear()
         self.named.clear()
-        async for key in keys_under(self.store, self.under):
-            name = key.rpartition("/")[2]
-            ref = self.refs[name] = Ref(self, name)
-            ref.hex = (await kept(self.store.get(key))).value.decode()
-            self.named[ref.hex] += 1
+
+        async def read(key: str) -> None:
+            ref = Ref(self, key.rpartition("/")[2])
+            self.mean(ref, (await kept(self.store.get(key))).value.decode())
+
+        await each_key(self.store, self.under, read)
 
     def lookup(self, name: str) -> Maybe[Node | None]:
         waits = self._ready()

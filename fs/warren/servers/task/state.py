@@ -1,0 +1,447 @@
+"""What a queue is, as its log says it: a pure function of the records.
+
+    READY      can be handed out: the highest priority first, then the one that came first
+    DELAYED    not before `when`
+    BLOCKED    another task of the same key has its turn
+    LEASED     handed out, until `when`
+    DEAD       was tried as often as it may be, or was given up
+
+A task keeps its number for ever, so one that is tried again is in its old place. Of the tasks with one key at
+most one is ready, delayed or leased: the first of them, unless a later one was leased before.
+
+Nothing here knows of clocks, readers or the store. `apply` first lets happen what is due by the time of the
+record, and the same records always lead to the same state; `dump` and `load` are such records too.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable
+from heapq import heappop, heappush
+from typing import Any, Final
+
+import msgspec
+from warren.servers.task.records import (
+    ALL,
+    Back,
+    Done,
+    Drain,
+    Effect,
+    End,
+    Enq,
+    Finish,
+    Hb,
+    Item,
+    Lease,
+    Made,
+    Part,
+    Record,
+    Requeue,
+    Resume,
+    Set,
+    Settings,
+    Snapshot,
+)
+
+READY, DELAYED, BLOCKED, LEASED, DEAD = "ready", "delayed", "blocked", "leased", "dead"
+COUNTED: Final = ("enqueued", "leased", "done", "failed", "expired", "returned", "died", "requeued")
+FINISHED: Final = 1024
+_COST: Final = 256  # of a task, besides its body
+_STALE: Final = 64
+_SETTINGS: Final = Settings.__struct_fields__
+
+
+class Task:
+    """A task that is not done."""
+
+    __slots__ = (
+        "attempt", "body", "by", "effect", "key", "mark", "most", "number", "prio", "sent", "state", "tries",
+        "when", "why", "worker",
+    )  # fmt: skip
+
+    def __init__(
+        self, number: int, sent: float, prio: int, key: str, effect: str, most: int, by: str, body: bytes
+    ) -> None:
+        self.number, self.sent, self.prio, self.key, self.effect = number, sent, prio, key, effect
+        self.most, self.by, self.body = most, by, body
+        self.state, self.when = "", 0.0
+        self.attempt = 0  # how often it was handed out
+        self.tries = 0  # how often that counted, since it came or was requeued
+        self.mark = self.worker = self.why = ""
+
+    @property
+    def size(self) -> int:
+        return len(self.body) + _COST
+
+    def item(self) -> Item:
+        return Item(
+            self.number, self.sent, self.prio, self.key, self.effect, self.most, self.by, self.state,
+            self.when, self.attempt, self.tries, self.mark, self.worker, self.why, self.body,
+        )  # fmt: skip
+
+
+class State:
+    """A queue."""
+
+    def __init__(self) -> None:
+        self.t = 0.0
+        self.generation = 0
+        self.next = 1
+        self.settings = Settings()
+        self.drained = self.ended = False
+        self.pressed = False  # depth went over the high mark and has not come down to the low one
+        self.tasks: dict[int, Task] = {}
+        self.claims: dict[str, int] = {}  # effects that a task which is not done will have
+        self.effects: dict[str, Effect] = {}
+        self.finished: dict[int, Finish] = {}
+        self.bytes = 0
+        self.effect_bytes = 0
+        self.counts: Counter[str] = Counter()
+        self.news: list[tuple[str, dict[str, object]]] = []
+        self._in: Counter[str] = Counter()
+        self._heap: list[tuple[int, int]] = []
+        self._timers: list[tuple[float, int]] = []
+        self._windows: list[tuple[float, str]] = []
+        self._chains: dict[str, list[int]] = {}
+        self._turns: dict[str, int] = {}  # which of a key is not blocked
+        self._coming: State | None = None
+        self._parts = 0
+
+    # What is asked
+
+    @property
+    def depth(self) -> int:
+        """How many wait."""
+        return self._in[READY] + self._in[DELAYED] + self._in[BLOCKED]
+
+    def number_of(self, state: str) -> int:
+        return self._in[state]
+
+    @property
+    def due(self) -> float | None:
+        """When something happens by itself next."""
+        times = [heap[0][0] for heap in (self._timers, self._windows) if heap]
+        return min(times, default=None)
+
+    def first(self) -> Task | None:
+        """What would be handed out next."""
+        while self._heap:
+            task = self.tasks.get(self._heap[0][1])
+            if task is not None and task.state == READY:
+                return task
+            heappop(self._heap)
+        return None
+
+    # What happens
+
+    def apply(self, record: Record, seq: int) -> None:
+        """What RECORD says is so."""
+        if isinstance(record, Part):
+            self._part(record)
+            return
+        self._coming = None
+        if isinstance(record, Snapshot):
+            self._begin(record, seq)
+            return
+        self.advance(record.t)
+        match record:
+            case Made():
+                self.generation = record.generation
+            case Enq():
+                self._enqueue(record)
+            case Lease():
+                self._lease(record)
+            case Hb():
+                task = self.tasks[record.task]
+                task.when = record.until
+                self._later(record.until, task.number)
+            case Done():
+                self._done(record)
+            case Back():
+                self._back(record)
+            case Requeue():
+                self._requeue(record)
+            case Set():
+                self.settings = _settings(record)
+                self._tell("set")
+            case Drain():
+                self._drain()
+            case Resume():
+                self.drained, self.generation = False, record.generation
+                self._tell("resumed", generation=record.generation)
+            case End():
+                self.ended = True
+        self._press()
+
+    def advance(self, t: float) -> None:
+        """Let happen what is due until then."""
+        while self._timers and self._timers[0][0] <= t:
+            when, number = heappop(self._timers)
+            self._fire(when, number)
+        while self._windows and self._windows[0][0] <= t:
+            until, name = heappop(self._windows)
+            known = self.effects.get(name)
+            if known is not None and known.until == until:
+                self._forget(name)
+        self.t = max(self.t, t)
+
+    def _fire(self, when: float, number: int) -> None:
+        task = self.tasks.get(number)
+        if task is None or task.when != when:
+            return
+        if task.state == DELAYED:
+            self._stand(task, when)
+        elif task.state == LEASED:
+            self.t = max(self.t, when)
+            self.counts["expired"] += 1
+            self._tell("expired", task=number, attempt=task.attempt, worker=task.worker)
+            task.why = "its lease ended"
+            self._return(task, when, counted=True, bury=False)
+        self._press()
+
+    def _enqueue(self, record: Enq) -> None:
+        task = Task(
+            record.task, record.t, record.prio, record.key, record.effect, record.most, record.by, record.body
+        )
+        self.next = record.task + 1
+        self.counts["enqueued"] += 1
+        self._remember(task)
+        task.when = record.after
+        self._enter(task)
+
+    def _lease(self, record: Lease) -> None:
+        task = self.tasks[record.task]
+        self._to(task, LEASED)
+        task.attempt, task.mark, task.worker, task.when = record.attempt, record.mark, record.by, record.until
+        self.counts["leased"] += 1
+        self._later(record.until, task.number)
+
+    def _done(self, record: Done) -> None:
+        task = self.tasks.pop(record.task)
+        self._leave(task)
+        self.bytes -= task.size
+        self.counts["done"] += 1
+        if task.effect:
+            del self.claims[task.effect]
+        if record.effect and record.effect not in self.effects:
+            until = record.t + self.settings.keep
+            self._know(Effect(record.effect, task.number, record.result, until))
+        self.finished[task.number] = Finish(
+            task.number, record.t, task.attempt, task.mark, task.worker, record.effect, record.result
+        )
+        if len(self.finished) > FINISHED:
+            del self.finished[next(iter(self.finished))]
+
+    def _back(self, record: Back) -> None:
+        task = self.tasks[record.task]
+        task.why = record.why
+        self.counts["failed" if record.counted else "returned"] += 1
+        self._return(task, record.after, record.counted, record.bury)
+
+    def _return(self, task: Task, after: float, counted: bool, bury: bool) -> None:
+        """A lease ends, and the task is not done."""
+        task.tries += counted
+        task.mark = ""
+        if bury or (counted and task.tries >= (task.most or self.settings.attempts)):
+            self._leave(task)
+            self._to(task, DEAD)
+            task.when = self.t
+            self.counts["died"] += 1
+            self._tell("dead", task=task.number, attempt=task.attempt, why=task.why)
+            return
+        task.when = after
+        if task.key:
+            self._to(task, BLOCKED)
+            del self._turns[task.key]
+            self._turn(task.key)
+        else:
+            self._stand(task, self.t)
+
+    def _requeue(self, record: Requeue) -> None:
+        numbers = [record.task] if record.task != ALL else [n for n, k in self.tasks.items() if k.state == DEAD]
+        for number in numbers:
+            task = self.tasks[number]
+            task.tries, task.when, task.why = 0, record.t, ""
+            self._enter(task)
+        self.counts["requeued"] += len(numbers)
+        self._tell("requeued", tasks=len(numbers))
+
+    def _drain(self) -> None:
+        for task in [task for task in self.tasks.values() if task.state == LEASED]:
+            task.why = "the queue was drained"
+            self._return(task, self.t, counted=False, bury=False)
+        self.drained = True
+        self._tell("drained", tasks=len(self.tasks))
+
+    # Places
+
+    def _to(self, task: Task, state: str) -> None:
+        if task.state:
+            self._in[task.state] -= 1
+        task.state = state
+        if state:
+            self._in[state] += 1
+
+    def _enter(self, task: Task) -> None:
+        """Take a place, behind those of the same key that came before."""
+        if task.key:
+            insort(self._chains.setdefault(task.key, []), task.number)
+            self._to(task, BLOCKED)
+            self._turn(task.key)
+        else:
+            self._stand(task, self.t)
+
+    def _turn(self, key: str) -> None:
+        """See that it is the first one's turn, unless one is leased."""
+        first, now = self._chains[key][0], self._turns.get(key)
+        if now is not None:
+            if now == first or self.tasks[now].state == LEASED:
+                return
+            self._to(self.tasks[now], BLOCKED)
+        self._turns[key] = first
+        self._stand(self.tasks[first], self.t)
+
+    def _stand(self, task: Task, t: float) -> None:
+        if task.when > t:
+            self._to(task, DELAYED)
+            self._later(task.when, task.number)
+        else:
+            self._to(task, READY)
+            self._offer(task)
+
+    def _leave(self, task: Task) -> None:
+        """Make room for the next of its key."""
+        self._to(task, "")
+        if task.key:
+            chain = self._chains[task.key]
+            del chain[bisect_left(chain, task.number)]
+            if self._turns.get(task.key) == task.number:
+                del self._turns[task.key]
+            if chain:
+                self._turn(task.key)
+            else:
+                del self._chains[task.key]
+
+    def _offer(self, task: Task) -> None:
+        heappush(self._heap, (-task.prio, task.number))
+        if len(self._heap) > 2 * self._in[READY] + _STALE:
+            self._heap = sorted((-k.prio, k.number) for k in self.tasks.values() if k.state == READY)
+
+    def _later(self, when: float, number: int) -> None:
+        heappush(self._timers, (when, number))
+        if len(self._timers) > 2 * (self._in[LEASED] + self._in[DELAYED]) + _STALE:
+            timed = [task for task in self.tasks.values() if task.state in (LEASED, DELAYED)]
+            self._timers = sorted((task.when, task.number) for task in timed)
+
+    def _press(self) -> None:
+        depth, s = self.depth, self.settings
+        if self.pressed != (pressed := depth > s.low if self.pressed else depth >= s.high):
+            self.pressed = pressed
+            said: dict[str, object] = {"state": "high" if pressed else "low", "depth": depth}
+            self._tell("pressure", **said, high=s.high, low=s.low)
+
+    def _tell(self, kind: str, **values: object) -> None:
+        self.news.append((kind, values))
+
+    # What is remembered
+
+    def _remember(self, task: Task) -> None:
+        self.tasks[task.number] = task
+        self.bytes += task.size
+        if task.effect:
+            self.claims[task.effect] = task.number
+
+    def _know(self, effect: Effect) -> None:
+        self.effects[effect.effect] = effect
+        self.effect_bytes += effect_size(effect.effect, effect.result)
+        heappush(self._windows, (effect.until, effect.effect))
+
+    def _forget(self, name: str) -> None:
+        known = self.effects.pop(name)
+        self.effect_bytes -= effect_size(name, known.result)
+
+    # Snapshots
+
+    def dump(self) -> list[Record]:
+        """All of it, as records from which it can be had again."""
+        parts: list[Part] = [task.item() for _, task in sorted(self.tasks.items())]
+        parts += sorted(self.effects.values(), key=lambda known: known.effect)
+        parts += self.finished.values()
+        head = Snapshot(
+            **_fields(self.settings), t=self.t, parts=len(parts), generation=self.generation, next=self.next,
+            drained=self.drained, pressed=self.pressed, **{name: self.counts[name] for name in COUNTED},
+        )  # fmt: skip
+        return [head, *parts]
+
+    @classmethod
+    def load(cls, records: Iterable[Record]) -> State:
+        """The state that `dump` gave these records."""
+        state = cls()
+        for seq, record in enumerate(records, 1):
+            state.apply(record, seq)
+        return state
+
+    @property
+    def whole(self) -> bool:
+        """Whether no part of a snapshot is missing."""
+        return self._coming is None
+
+    def _begin(self, record: Snapshot, seq: int) -> None:
+        coming = State()
+        coming.t, coming.generation, coming.next = record.t, record.generation or seq, record.next
+        coming.settings = _settings(record)
+        coming.drained, coming.pressed = record.drained, record.pressed
+        coming.counts.update({name: getattr(record, name) for name in COUNTED})
+        coming.news = self.news
+        self._coming, self._parts = coming, record.parts
+        self._adopt()
+
+    def _part(self, record: Part) -> None:
+        coming = self._coming
+        if coming is None:
+            return
+        match record:
+            case Item():
+                coming._restore(record)
+            case Effect():
+                coming._know(record)
+            case Finish():
+                coming.finished[record.task] = record
+        self._parts -= 1
+        self._adopt()
+
+    def _adopt(self) -> None:
+        if not self._parts and self._coming is not None:
+            coming = self._coming
+            self.__dict__.update(coming.__dict__)
+
+    def _restore(self, item: Item) -> None:
+        task = Task(item.task, item.sent, item.prio, item.key, item.effect, item.most, item.by, item.body)
+        task.when, task.attempt, task.tries = item.when, item.attempt, item.tries
+        task.mark, task.worker, task.why = item.mark, item.worker, item.why
+        self._remember(task)
+        self._to(task, item.state)
+        if item.state == DEAD:
+            return
+        if item.key:
+            insort(self._chains.setdefault(item.key, []), item.task)
+            if item.state != BLOCKED:
+                self._turns[item.key] = item.task
+        if item.state == READY:
+            heappush(self._heap, (-item.prio, item.task))
+        elif item.state in (DELAYED, LEASED):
+            heappush(self._timers, (item.when, item.task))
+
+
+def effect_size(name: str, result: str) -> int:
+    """What an effect is charged."""
+    return len(name) + len(result) + _COST
+
+
+def _settings(record: Set | Snapshot) -> Settings:
+    return Settings(**{name: getattr(record, name) for name in _SETTINGS})
+
+
+def _fields(settings: Settings) -> dict[str, Any]:
+    return msgspec.structs.asdict(settings)

@@ -1,0 +1,206 @@
+"""Sending: one write is one message, headers, idempotency, room."""
+
+import os
+import re
+
+import pytest
+import trio
+from trio.testing import MockClock
+from warren.servers.mailbox import Limits
+from warren.store import Limits as StoreLimits
+from warren.store import MemoryStore
+
+from tests.servers.mailbox.place import O_RDWR, Box, T, a_mailbox, box
+
+
+async def test_one_write_is_one_message_and_is_not_looked_into(autojump_clock: MockClock) -> None:
+    async with box() as t:
+        for body in (b"hello\n", b"idem=k\n\nno header here", b"", bytes(range(256)), b"x" * 60_000):
+            said = await t.said("send", body) if body else {}
+            if not body:
+                async with await t.files.open(f"{T}/send", os.O_WRONLY) as file:
+                    assert await file.write(b"") == 0
+                continue
+            assert re.fullmatch(r"[0-9A-HJKMNP-TV-Z]{26}", said["id"])
+            got = await t.recv()
+            assert got.body == body
+            assert got.id == said["id"]
+            assert got.values["from"] == "ann"
+
+
+async def test_ids_are_ulids_of_their_time(autojump_clock: MockClock) -> None:
+    async with box() as t:
+        first = (await t.send())["id"]
+        await trio.sleep(5)
+        second = (await t.send())["id"]
+        assert first < second
+        alphabet = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+        times = [sum(alphabet.index(c) << 5 * (9 - at) for at, c in enumerate(id[:10])) for id in (first, second)]
+        assert times[1] - times[0] == pytest.approx(5000, abs=2)
+
+
+async def test_headers_travel_with_the_message(autojump_clock: MockClock) -> None:
+    async with box() as t:
+        await t.send(b"body", "idem=k1 prio=3 key=a corr='x y' type=text/plain\nttl=1h delay=0s")
+        got = await t.recv()
+        assert got.body == b"body"
+        assert (got.key, got.corr, got.type, got.prio) == ("a", "x y", "text/plain", "3")
+        assert "undeclared" not in got.values
+
+
+async def test_a_body_without_a_length_is_committed_by_the_close_and_marked(autojump_clock: MockClock) -> None:
+    async with box() as t:
+        await t.files.write(f"{T}/send.h", b"key=a\n\nwhole?")
+        got = await t.recv()
+        assert (got.body, got.undeclared) == (b"whole?", "1")
+        await t.ack(got.id)
+        await t.files.write(f"{T}/send.h", b"\nbody alone")
+        assert (await t.recv()).body == b"body alone"
+
+
+async def test_a_large_body_comes_in_many_writes(autojump_clock: MockClock) -> None:
+    body = os.urandom(700_000)
+    async with box() as t:
+        async with await t.files.open(f"{T}/send.h", O_RDWR) as file:
+            await file.write(b"len=%d\n\n" % len(body) + body)
+            assert (await file.pread(100, 0)).startswith(b"id=")
+        assert (await t.recv()).body == body
+
+
+BAD = [
+    (b"colour=red\n\nx", "400"),
+    (b"prio=10\n\nx", "400"),
+    (b"prio=-1\n\nx", "400"),
+    (b"prio=\xc2\xb2\n\nx", "400"),
+    (b"ttl=0s\n\nx", "400"),
+    (b"ttl=nan\n\nx", "400"),
+    (b"delay=inf\n\nx", "400"),
+    (b"delay=-1s\n\nx", "400"),
+    (b"key=\n\nx", "400"),
+    (b"key=a key=b\n\nx", "400"),
+    (b"key='a\n\nx", "400"),
+    (b"idem=" + b"k" * 201 + b"\n\nx", "400"),
+    (b"\xff\xfe\n\nx", "400"),
+    (b"a\0b\n\nx", "400"),
+    (b"key=a", "400"),
+    (b"key=" + b"a" * 5000, "400"),
+    (b"len=99999999999\n\nx", "400"),
+    (b"len=3\n\ntoo long", "413"),
+    (b"len=9\n\nshort", "422"),
+    (b"batch=2 len=1\n\na", "422"),
+    (b"batch=33 len=1\n\na", "400"),
+    (b"batch=0\n\n", "400"),
+    (b"batch=2\n\nab", "400"),
+    (b"batch=2 len=1\n\nabatch=1 len=1\n\nb", "400"),
+    (b"batch=2 idem=a len=1\n\nxidem=a len=1\n\ny", "400"),
+]
+
+
+@pytest.mark.parametrize(("data", "code"), BAD, ids=range(len(BAD)))
+async def test_bad_headers_send_nothing(data: bytes, code: str, autojump_clock: MockClock) -> None:
+    async with box() as t:
+        with pytest.raises(OSError, match=rf"{code} "):
+            async with await t.files.open(f"{T}/send.h", O_RDWR) as file:
+                await file.write(data)
+                await file.fsync()
+        assert (await t.stats())["sent"] == 0
+
+
+async def test_a_batch_is_sent_whole_and_in_order(autojump_clock: MockClock) -> None:
+    async with box() as t:
+        parts = [b"batch=3 key=a len=1\n\n1", b"prio=0 len=5\n\nt\n\nwo", b"len=0\n\n"]
+        async with await t.files.open(f"{T}/send.h", O_RDWR) as file:
+            for part in parts:
+                await file.write(part)
+            said = (await file.pread(4000, 0)).decode().splitlines()
+        assert [line.split()[1] for line in said] == ["seq=1", "seq=2", "seq=3"]
+        assert [got.body for got in await t.all("max=10")] == [b"1", b"t\n\nwo", b""]
+
+
+async def test_an_idempotency_key_counts_once_within_its_window(autojump_clock: MockClock) -> None:
+    async with box() as t:
+        first = await t.send(b"pay 5", "idem=k1")
+        again = await t.send(b"pay 5", "idem=k1")
+        assert again == first | {"dup": "1"}
+        with pytest.raises(FileExistsError, match="409"):
+            await t.send(b"pay 6", "idem=k1")
+        with pytest.raises(FileExistsError, match="409"):
+            await t.send(b"pay 5", "idem=k1 type=other")
+        stats = await t.stats()
+        assert (stats["sent"], stats["dup"], stats["depth"]) == (1, 1, 1)
+        await t.ack((await t.recv()).id)
+        assert (await t.send(b"pay 5", "idem=k1"))["dup"] == "1"
+        await trio.sleep(301)
+        assert (await t.send(b"pay 5", "idem=k1"))["dup"] == "0"
+
+
+async def test_keys_are_remembered_up_to_a_limit_and_never_forgotten_early(autojump_clock: MockClock) -> None:
+    async with box(a_mailbox(limits=Limits(keys=3))) as t:
+        for n in range(3):
+            await t.send(b"x", f"idem=k{n}")
+        with pytest.raises(BlockingIOError, match="retry_after=1"):
+            await t.send(b"x", "idem=k3")
+        assert (await t.send(b"x", "idem=k0"))["dup"] == "1"
+        await trio.sleep(300)
+        assert (await t.send(b"x", "idem=k3"))["dup"] == "0"
+
+
+async def fill(t: Box, count: int) -> list[str]:
+    return [(await t.send(b"%d" % n))["id"] for n in range(count)]
+
+
+async def test_a_full_topic_refuses_and_drops_nothing(autojump_clock: MockClock) -> None:
+    async with box() as t:
+        await t.ctl("set count=3")
+        ids = await fill(t, 3)
+        with pytest.raises(BlockingIOError, match=r"429 busy.*retry_after=1"):
+            await t.send()
+        got = [await t.recv() for _ in range(3)]
+        assert [g.id for g in got] == ids
+        with pytest.raises(BlockingIOError):
+            await t.send()  # what is leased is still there
+        await t.ack(ids[0])
+        await t.send()
+        await t.ctl("set count=100 bytes=2k")
+        with pytest.raises(BlockingIOError, match="bytes"):
+            await t.send(bytes(1700))
+        with pytest.raises(OSError, match="413"):
+            await t.send(bytes(3000))
+
+
+async def test_a_topic_that_may_drop_drops_the_oldest_and_says_so(autojump_clock: MockClock) -> None:
+    async with box() as t:
+        await t.ctl("set count=3 full=drop")
+        ids = await fill(t, 3)
+        held = await t.recv()
+        assert held.id == ids[0]
+        await fill(t, 2)
+        stats = await t.stats()
+        assert (stats["dropped"], stats["messages"]) == (2, 3)
+        await t.ack(held.id)
+        assert [(await t.recv()).body for _ in range(2)] == [b"0", b"1"]
+
+
+async def test_what_is_longer_than_a_record_is_refused(autojump_clock: MockClock) -> None:
+    store = MemoryStore(limits=StoreLimits(record=20_000))
+    async with box(a_mailbox(store)) as t:
+        with pytest.raises(OSError, match="413"):
+            await t.send(bytes(4000))
+        await t.send(bytes(3000))
+        with pytest.raises(OSError, match="4(00|13)"):
+            await t.send(bytes(4000), "key=a")
+
+
+async def test_a_full_store_refuses_and_the_topic_goes_on(autojump_clock: MockClock) -> None:
+    async with box(a_mailbox(MemoryStore(capacity=6000))) as t:
+        sent = 0
+        with pytest.raises(OSError, match="507"):
+            for _ in range(100):
+                await t.send(bytes(500))
+                sent += 1
+        assert sent > 3
+        stats = await t.stats()
+        assert (stats["sent"], stats["depth"]) == (sent, sent)
+        with pytest.raises(OSError, match="507"):
+            await t.recv()  # a lease is a record too
+        assert (await t.stats())["inflight"] == 0
