@@ -11,7 +11,7 @@ from warren.auth.ca import CA
 from warren.auth.identity import Identity
 from warren.mount import dial
 from warren.mount.link import Barred
-from warren.mount.secure import secured
+from warren.mount.secure import refreshed, secured
 
 from tests.auth.hive import DRONE, HIVE, QUEEN, identity
 
@@ -88,3 +88,23 @@ async def test_who_hangs_up_in_the_handshake_may_only_be_busy(tmp_path: Path) ->
     there.close()
     with pytest.raises(ConnectionError):
         await secured(here, hives.client, "role/*/*")
+
+
+async def test_who_dials_again_shows_the_certificate_that_lies_there_now(tmp_path: Path) -> None:
+    ca = CA.create(tmp_path / "ca", HIVE)
+    me = identity(ca, DRONE, tmp_path / "drone")
+    before = me.serial
+    refreshed(me)
+    assert me.serial == before
+    ca.issue(DRONE, tmp_path / "drone")
+    refreshed(me)
+    assert me.serial != before
+
+
+async def test_an_identity_that_was_spoiled_is_an_error_and_the_one_in_use_stays(tmp_path: Path) -> None:
+    me = identity(CA.create(tmp_path / "ca", HIVE), DRONE, tmp_path / "drone")
+    before = me.serial
+    (tmp_path / "drone/cert.pem").write_text("nothing")
+    with pytest.raises(PermissionError, match="holds no certificate"):
+        refreshed(me)
+    assert me.serial == before

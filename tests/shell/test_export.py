@@ -63,7 +63,7 @@ def test_a_directory_is_below_n_while_it_is_offered(hive: Hive, pictures: Path) 
         in_use = it.hear("in use by ")
         assert in_use == f"spiffe://{hive.state.hive().hive}/role/QueenPrimary/queen"
         assert hive.on("write", "/n/nas/old/two", "another").code == 0
-        assert (pictures / "old/two").read_text() == "another"
+        assert (pictures / "old/two").read_text() == "another\n"
         assert it.end(signal.SIGTERM) == 0
     assert hive.on("cat", "/n/nas/one").code in (3, 7)
 

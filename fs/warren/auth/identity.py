@@ -54,6 +54,7 @@ from warren.auth.certificates import (
 )
 from warren.auth.refusal import Missing
 
+FILES: Final = ("cert.pem", "key.pem", "ca.pem", "crl.pem", "token")
 Lists = dict[str, x509.CertificateRevocationList]
 
 _LARGEST_TOKEN: Final = 4096
@@ -97,6 +98,7 @@ class Identity:
     def __init__(self, directory: Path, held: _Held) -> None:
         self.directory = directory
         self._held = held
+        self._stamped = self._stamp()
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str], now: datetime | None = None) -> Identity:
@@ -106,7 +108,23 @@ class Identity:
 
     def reload(self, now: datetime | None = None) -> None:
         """Read the directory again. If it is refused, nothing has changed."""
+        self._stamped = self._stamp()
         self._held = _read(self.directory, now or utc_now(), self._held.lists)
+
+    def refresh(self) -> None:
+        """Reload if the files are others than were read. For who holds one for long and dials now and then."""
+        if self._stamp() != self._stamped:
+            self.reload()
+
+    def _stamp(self) -> tuple[tuple[int, int], ...]:
+        found = []
+        for name in FILES:
+            try:
+                st = os.stat(self.directory / name)
+                found.append((st.st_mtime_ns, st.st_ino))
+            except OSError:
+                found.append((0, 0))
+        return tuple(found)
 
     def with_crl(self, lists: bytes) -> bool:
         """Use newer revocation lists from now on; False if none is newer. An older one changes nothing."""

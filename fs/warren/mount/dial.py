@@ -60,12 +60,13 @@ class dial(AbstractAsyncContextManager[Files]):
 
             async def connect_address() -> Channel:
                 try:
-                    channel = await connect(target)
-                    if secure and identity is not None:
-                        from warren.mount.secure import secured  # certificates take 50 ms to import
+                    if not secure or identity is None:
+                        return await connect(target)
+                    from warren.mount.secure import refreshed, secured  # certificates take 50 ms to import
 
-                        return await secured(channel.socket, identity, expect)
-                    return channel
+                    refreshed(identity)
+                    channel = await connect(target)
+                    return await secured(channel.socket, identity, expect)
                 except OSError as e:
                     # A failed look-up of a name has a number of its own, which is no errno.
                     number = errno.EHOSTUNREACH if isinstance(e, socket.gaierror) else e.errno

@@ -18,6 +18,7 @@ import trio
 from warren.auth import tls
 from warren.auth.blocks import BadText
 from warren.auth.identity import Identity
+from warren.auth.refusal import Refusal
 from warren.auth.token import read_token
 from warren.mount.address import Parts, Present, SocketChannel
 from warren.mount.link import Barred
@@ -148,6 +149,14 @@ def _presenting(text: bytes, server: str) -> Present:
         raise PermissionError(errno.EACCES, "the token of this identity has no key: it can only be looked at")
     held = token
     return lambda nonce: held.chain + held.prove(nonce, server)
+
+
+def refreshed(identity: Identity) -> None:
+    """See that it is the identity that lies in its folder now: a mount outlives many certificates."""
+    try:
+        identity.refresh()
+    except Refusal as e:
+        raise PermissionError(errno.EACCES, f"the identity in {identity.directory}: {e}") from None
 
 
 async def secured(
