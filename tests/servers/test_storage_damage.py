@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from warren.p9 import messages as p9
 from warren.p9.messages import WARREN
+from warren.servers.storage.reading import FRESH, WINDOW, WINDOWS
 
 from tests.servers.storing import CHUNK, address, storing
 from tests.wire import RefusedBy
@@ -152,12 +153,57 @@ async def test_a_cache_learns_that_the_file_is_another(tmp_path: Path) -> None:
 async def test_the_cache_is_bounded_and_hashes_a_chunk_once(tmp_path: Path) -> None:
     async with storing(tmp_path, cache=3 * CHUNK) as at:
         client = await at.client()
-        found = await client.put(BODY)
-        assert await client.read(found, 1000) == BODY
+        fid = await client.open(await client.put(BODY))
+        for offset in reversed(range(0, len(BODY), 1000)):
+            assert await client.wire.read(fid, offset, 1000) == BODY[offset : offset + 1000]
         counts = await at.counts()
         assert counts["storage_hashed_bytes_total"] == len(BODY), "each chunk once, however small the reads"
         assert counts["storage_cached_total"] > 400
         assert at.storage.reads.held <= 3 * CHUNK
+
+
+async def test_a_thread_works_ahead_of_who_reads_in_order(tmp_path: Path) -> None:
+    body = os.urandom(5 * WINDOW + 12_345)
+    async with storing(tmp_path) as at:
+        client = await at.client()
+        found = await client.put(body, 900_000)
+        for piece in (WINDOW - 11, 100_000, 60_000):
+            at.clock.at += FRESH + 1
+            before = (await at.counts())["storage_hashed_bytes_total"]
+            assert await client.read(found, piece) == body
+            hashed = (await at.counts())["storage_hashed_bytes_total"] - before
+            assert hashed <= len(body) + 4 * CHUNK, "once, but for a beginning that looked like a glance"
+            assert at.storage.reads.windows == WINDOWS, "what a reader had is given back"
+
+
+async def test_without_room_to_work_ahead_the_bytes_are_the_same(tmp_path: Path) -> None:
+    body = os.urandom(3 * WINDOW)
+    async with storing(tmp_path) as at:
+        client = await at.client()
+        found = await client.put(body, 900_000)
+        for room in (0, 1, 2):
+            at.clock.at += FRESH + 1
+            at.storage.reads.windows = room
+            assert await client.read(found, 300_000) == body
+            assert at.storage.reads.windows == room
+
+
+async def test_what_was_just_compared_is_not_hashed_again_until_a_moment_has_passed(tmp_path: Path) -> None:
+    body = os.urandom(4 * WINDOW)
+    async with storing(tmp_path) as at:
+        client = await at.client()
+        found = await client.put(body, 900_000)
+        hashed = []
+        for wait in (0.0, FRESH / 2, FRESH + 1):
+            at.clock.at += wait
+            before = (await at.counts())["storage_hashed_bytes_total"]
+            assert await client.read(found, 500_000) == body
+            hashed.append((await at.counts())["storage_hashed_bytes_total"] - before)
+        assert hashed == [len(body), 0, len(body)]
+        assert await client.read(found, 500_000) == body
+        at.spoil(found, 2 * WINDOW)
+        with pytest.raises(RefusedBy, match="chunk 32,"):
+            await client.read(found, 500_000)
 
 
 # Who comes with bad intentions

@@ -1,14 +1,20 @@
 """Completion: commands and options from the parsers, paths and verbs from the tree."""
 
+import os
+import pty
+import select
+import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
+from warren.roles.state import State, new_hive
 from warren.shell.complete import candidates
 from warren.shell.main import COMMANDS
 
 from tests.shell.conftest import Command
-from tests.shell.running import WARREN, Served, environment
+from tests.shell.running import EVERYTHING, PATIENCE, WARREN, Served, environment, serving
 
 
 @pytest.mark.parametrize(
@@ -23,7 +29,12 @@ from tests.shell.running import WARREN, Served, environment
         (["ca", "r"], ["revoke", "rotate", "region", "restore"]),
         (["token", "m"], ["mint"]),
         (["serve", "disk", ""], []),
-        (["completion", ""], ["bash"]),
+        (["completion", ""], ["bash", "zsh"]),
+        (["im"], ["import"]),
+        (["import", ""], []),
+        (["export", "--t"], ["--to"]),
+        (["mount", "--ns", ""], []),
+        (["mount", "--va"], ["--var"]),
         (["help", "exi"], ["exit"]),
         (["ls", "--at", "un"], []),
     ],
@@ -72,6 +83,64 @@ def test_names_are_quoted_for_the_shell(run: Command, disk: Served, folder: Path
     assert run("complete", "--", "cat", "/a", at=disk.at).out == "'/a; rm b'\n"
 
 
+@pytest.fixture
+def hive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's own hive, which need not be up to have names and roles."""
+    state = State(tmp_path)
+    state.make()
+    state.write(new_hive({"queen": "QueenPrimary", "drone-1": "DroneWorker", "drone-2": "Ours"}, "hive.test"))
+    (state.roles / "Ours.role").write_text("role Ours\nnamespace worker.ns\n")
+    monkeypatch.setenv("WARREN_STATE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "could_be"),
+    [
+        (["up", ""], ["queen=", "drone-1=", "drone-2="]),
+        (["up", "drone-1=DroneWorker", "dr"], ["drone-2="]),
+        (["up", "new=O"], ["new=Ours"]),
+        (["up", "--detach", "new=Dr"], ["new=DroneWorker"]),
+        (["down", ""], ["queen", "drone-1", "drone-2"]),
+        (["down", "drone-1", "dr"], ["drone-2"]),
+        (["ns", "q"], ["queen"]),
+        (["ns", "queen", ""], []),
+        (["ns", "--role", "O"], ["Ours"]),
+        (["ns", "--name", "drone-2", "--role", "Dr"], ["DroneWorker"]),
+        (["explain", "--name", "q"], ["queen"]),
+        (["mount", "drone-"], ["drone-1", "drone-2"]),
+        (["mount", "queen", ""], []),
+        (["mount", "--ns", "-", ""], []),
+    ],
+)
+def test_names_and_roles_are_those_of_the_hive(
+    hive: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], could_be: list[str]
+) -> None:
+    assert candidates(words) == could_be
+    name, *rest = words
+    monkeypatch.setenv("WARREN_STATE", "/nowhere")
+    assert candidates([name, "--state", str(hive), *rest]) == could_be
+
+
+@pytest.mark.usefixtures("hive")
+def test_where_there_is_no_hive_there_are_the_roles_and_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WARREN_STATE", "/nowhere")
+    assert candidates(["down", ""]) == []
+    assert candidates(["up", "a=QueenP"]) == ["a=QueenPrimary"]
+
+
+def test_verbs_are_asked_of_the_hive_that_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="warren-") as folder:
+        state = State(folder)
+        state.make()
+        state.make_for("queen")
+        with serving("demo", "--listen", state.address("queen"), *EVERYTHING):
+            monkeypatch.delenv("WARREN_AT", raising=False)
+            monkeypatch.setenv("WARREN_STATE", folder)
+            assert candidates(["ctl", "/ctl", "re"]) == ["reset"]
+            assert candidates(["explain", "/he"]) == ["/hello"]
+
+
 def test_bash_completes(demo: Served) -> None:
     script = f"""
         PATH={WARREN.parent}:$PATH
@@ -85,3 +154,47 @@ def test_bash_completes(demo: Served) -> None:
     """
     done = subprocess.run(["bash", "-c", script], env=environment(demo.at), capture_output=True, text=True)
     assert done.stdout.splitlines() == ["complete -o default -F _warren warren", "status stat", "say", "times="]
+
+
+class Zsh:
+    """A shell that somebody types at."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        pid, self.terminal = pty.fork()
+        if not pid:
+            os.execvpe("zsh", ["zsh", "-f", "-i"], env)
+        self.pid = pid
+
+    def type(self, text: str, until: str) -> None:
+        """Type it, and read until that is seen."""
+        os.write(self.terminal, text.encode())
+        seen = ""
+        while until not in seen:
+            assert select.select([self.terminal], [], [], PATIENCE)[0], seen
+            seen += os.read(self.terminal, 4096).decode(errors="replace").replace("\a", "")
+
+    def close(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.terminal)
+
+
+def test_zsh_completes(demo: Served, hive: Path) -> None:
+    path = f"{WARREN.parent}:{os.environ['PATH']}"
+    zsh = Zsh(environment(demo.at, PATH=path, TERM="dumb", HOME=str(hive), WARREN_STATE=str(hive)))
+    try:
+        zsh.type("PS1='re''ady> '\n", "ready> ")
+        zsh.type("source <(warren completion zsh)\n", "ready> ")
+        for typed, becomes in (
+            ("warren compl", "warren completion "),
+            ("warren ctl / s", "warren ctl / say "),
+            ("warren ctl / say 'h i' ti", "times="),
+            ("warren cat /de", "warren cat /dev/"),
+            ("warren up drone-3=Ou", "warren up drone-3=Ours "),
+            ("warren mount que", "warren mount queen "),
+            (f"warren mount queen {hive}/hi", f"{hive}/hive.toml "),
+        ):
+            zsh.type(f"{typed}\t", becomes)
+            zsh.type("\x15\n", "ready> ")
+    finally:
+        zsh.close()

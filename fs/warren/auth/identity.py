@@ -112,7 +112,7 @@ class Identity:
         self._held = _read(self.directory, now or utc_now(), self._held.lists)
 
     def refresh(self) -> None:
-        """Reload if the files are others than were read. For who holds one for long and dials now and then."""
+        """Reload if the files are others than were read: for who holds one long and dials now and then."""
         if self._stamp() != self._stamped:
             self.reload()
 

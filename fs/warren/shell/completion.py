@@ -2,8 +2,8 @@
 
     warren completion bash|zsh
 
-Prints what makes that shell complete commands, options, paths, the verbs of ctl files, and the names and roles
-of a hive. To have it:
+Prints what makes that shell complete commands, options, paths, the verbs of ctl files, and the names and
+roles of a hive. To have it:
 
     source <(warren completion bash)
     source <(warren completion zsh)

@@ -105,7 +105,9 @@ def extended_value(path: str, kind: int, name: str) -> bytes:
 
 def set_extended(path: str, kind: int, name: str, value: bytes, flags: int) -> None:
     if not _ours(kind, name):
-        raise Refused(403, "only user.* of files and directories can be set", errno=errno.EPERM)
+        # Where there are no access lists, `cp -a` is content with being told so, and with nothing else.
+        number = errno.EOPNOTSUPP if name.startswith("system.") else errno.EPERM
+        raise Refused(403, "only user.* of files and directories can be set", errno=number)
     if flags == os.XATTR_REPLACE and not value:
         os.removexattr(path, name)
     else:

@@ -46,11 +46,12 @@ class Kept:
 class Item:
     """A message in a queue."""
 
-    __slots__ = ("attempts", "by", "kept", "lease", "state", "when", "why")
+    __slots__ = ("attempts", "by", "kept", "lease", "noted", "state", "when", "why")
 
     def __init__(self, kept: Kept, state: int = WAITING, when: float = 0.0) -> None:
         self.kept, self.state, self.when = kept, state, when
         self.attempts = 0
+        self.noted = False  # in the heap, whether it waits or not
         self.lease = self.by = self.why = ""
 
     def packed(self) -> tuple[object, ...]:
@@ -119,6 +120,7 @@ class Queue:
             if picked and size < 0:
                 break
             heappop(self._heap)
+            item.noted = False
             picked.append(item)
         return picked
 
@@ -129,6 +131,8 @@ class Queue:
             if item is not None and item.state == WAITING:
                 return item
             heappop(self._heap)
+            if item is not None:
+                item.noted = False
         return None
 
     def lease(self, number: int, lease: str, by: str, until: float) -> None:
@@ -249,10 +253,14 @@ class Queue:
 
     def _offer(self, item: Item) -> None:
         self.ready += 1
-        heappush(self._heap, (-item.kept.prio, item.kept.number))
+        if not item.noted:
+            item.noted = True
+            heappush(self._heap, (-item.kept.prio, item.kept.number))
         if len(self._heap) > 2 * self.ready + _STALE:
-            waiting = [i.kept for i in self.items.values() if i.state == WAITING]
-            self._heap = sorted((-kept.prio, kept.number) for kept in waiting)
+            for each in self.items.values():
+                each.noted = each.state == WAITING
+            noted = (each.kept for each in self.items.values() if each.noted)
+            self._heap = sorted((-kept.prio, kept.number) for kept in noted)
 
     def _wait_no_more(self, item: Item) -> None:
         if item.state == WAITING:

@@ -2,7 +2,7 @@
 
     | forgotten | messages that are still wanted … | snapshot | what happened since |
 
-Replay begins at a snapshot, so it is as long as what happened since: at most EVERY records, or twice as many
+Replay begins at a snapshot, so it is as long as what happened since: at most EVERY records, or four times as many
 as there are messages. The log before the snapshot is kept only for the bodies that lie in it, and for those
 who may replay it (`set replay=`). A few old messages must not hold all of it for ever: when what is kept
 is several times what is wanted, the oldest are written once more at its end.
@@ -23,7 +23,7 @@ from warren.tree import Refused
 if TYPE_CHECKING:
     from warren.servers.mailbox.topic import Topic
 
-EVERY: Final = 4096
+EVERY: Final = 16_384
 _PIECE: Final = 512 << 10
 _CARRIED: Final = 256  # messages, or
 _CARRIED_BYTES: Final = 512 << 10
@@ -42,7 +42,7 @@ def wants_tidying(topic: Topic) -> bool:
 
 
 def _enough(topic: Topic) -> int:
-    return max(topic.every, 2 * sum(len(queue) for queue in topic.state.queues.values()))
+    return max(topic.every, 4 * sum(len(queue) for queue in topic.state.queues.values()))
 
 
 async def tidy(topic: Topic) -> None:

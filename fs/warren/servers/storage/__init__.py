@@ -78,7 +78,7 @@ class Storage(Dir):
         self.guard = Guard(most=largest, ratio=ratio)
         self.accounts = Accounts(store, under, quota, writers)
         self.turns = Turns()
-        self.reads = Reads(self.shelf, cache)
+        self.reads = Reads(self.shelf, cache, clock.monotonic)
         self.refs = Refs(store, under, self.turns, self.is_here, refs, self.waits)
         self.loaded = False
         self.blobs = self.bytes = 0

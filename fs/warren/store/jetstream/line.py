@@ -9,6 +9,7 @@ looks what became of it.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import math
 from collections.abc import Awaitable, Callable
@@ -133,8 +134,13 @@ class Line:
 
     async def _done(self, work: Callable[..., Awaitable[T]], *values: object) -> T:
         """Run a piece of the client, for whichever task asks."""
+        if self._loop.is_closed():
+            raise StoreClosed("the store is closed")
         task = self._context.copy().run(lambda: self._loop.create_task(work(*values)))
-        answer: T = await trio_asyncio.run_aio_future(task)
+        try:
+            answer: T = await trio_asyncio.run_aio_future(task)
+        except asyncio.CancelledError:  # the loop has ended, and all that ran in it
+            raise StoreClosed("the store is closed") from None
         return answer
 
     async def _complained(self, e: Exception) -> None:
@@ -158,7 +164,7 @@ class Ear:
         """Hear nothing more. Cancelled: what comes is heard by nobody, or the server still sends it."""
         try:
             await self.line._done(self._subscription.unsubscribe)
-        except (nats.errors.Error, OSError):
+        except (nats.errors.Error, OSError, StoreClosed):
             pass  # who is gone sends nothing
 
 

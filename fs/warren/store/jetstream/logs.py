@@ -9,8 +9,8 @@ where the last one ended.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 import trio
@@ -122,29 +122,32 @@ class Logs:
         except StoreError:
             pass
 
-    @contextmanager
-    def _waiting(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def _pen(self, topic: str) -> AsyncIterator[None]:
+        """The turn to write to a topic, in the order of asking."""
         if self.writing >= WAITING:
             raise StoreFull(f"{self.writing} writes wait for the cluster; try again when some are done")
+        lock = self._pens.setdefault(topic, trio.Lock())
         self.writing += 1
         try:
-            yield
+            async with lock:
+                yield
         finally:
             self.writing -= 1
-
-    def _pen(self, topic: str) -> _Pen:
-        return _Pen(self, topic)
+            if not lock.locked() and self._pens.get(topic) is lock:
+                del self._pens[topic]
 
     # Reading
 
     async def tail(self, topic: str) -> Placed:
-        """The newest lot. Cancelled has no effect."""
-        known = self._tails.get(topic, NONE)
-        engine = self.engine
-        found = await engine.newest(engine.logs, self._subject(topic), known.at)
-        if found is None:
-            return NONE
-        return self._know(topic, _placed(found))
+        """The newest lot, perhaps without its records. Cancelled has no effect."""
+        engine, subject = self.engine, self._subject(topic)
+        # What comes after a known lot is mostly nothing, and that is quickly said.
+        known = self._tails.get(topic)
+        if known and (later := await engine.next(engine.logs, subject, known.at + 1)) is None:
+            return known
+        found = await engine.newest(engine.logs, subject, later.at if known and later else 0)
+        return self._know(topic, _placed(found)) if found else NONE
 
     async def read(self, topic: str, seq: int) -> Record:
         """Cancelled has no effect."""
@@ -213,16 +216,16 @@ class Logs:
         return None
 
     def _know(self, topic: str, placed: Placed) -> Placed:
-        """Remember the newest lot; of two the one in the later place is."""
+        """Remember how the topic stands; of two lots the one in the later place says it."""
+        if placed.lot.records:
+            self._keep(topic, placed)
         known = self._tails.pop(topic, NONE)
-        self._tails[topic] = newest = max(known, placed, key=_at)
+        if placed.at > known.at:  # without the records: those that are kept for readers are bounded in bytes
+            known = Placed(placed.at, Lot(b"", placed.lot.floor, placed.lot.last + 1, ()))
+        self._tails[topic] = known
         if len(self._tails) > KNOWN:
             self._tails.popitem(last=False)
-        if newest.lot.records:
-            self._keep(topic, newest)
-            # Its records are with those kept for readers, which are bounded in bytes.
-            self._tails[topic] = newest
-        return newest
+        return placed
 
     def _keep(self, topic: str, placed: Placed) -> None:
         near = self._near.setdefault(topic, OrderedDict())
@@ -242,43 +245,12 @@ class Logs:
             self._near_bytes -= _size(known.lot)
 
 
-class _Pen:
-    """The turn to write to a topic, in the order of asking."""
-
-    def __init__(self, logs: Logs, topic: str) -> None:
-        self.logs, self.topic = logs, topic
-
-    async def __aenter__(self) -> None:
-        logs = self.logs
-        if logs.writing >= WAITING:
-            raise StoreFull(f"{logs.writing} writes wait for the cluster; try again when some are done")
-        lock = logs._pens.setdefault(self.topic, trio.Lock())
-        logs.writing += 1
-        try:
-            await lock.acquire()
-        except BaseException:
-            logs.writing -= 1
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        logs = self.logs
-        logs.writing -= 1
-        lock = logs._pens[self.topic]
-        lock.release()
-        if not lock.locked():
-            del logs._pens[self.topic]
-
-
 def _placed(found: Found) -> Placed:
     return Placed(found.at, decode_lot(found.data))
 
 
 def _record(lot: Lot, seq: int) -> Record:
     return Record(seq, lot.records[seq - lot.first])
-
-
-def _at(placed: Placed) -> int:
-    return placed.at
 
 
 def _size(lot: Lot) -> int:
