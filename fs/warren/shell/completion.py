@@ -55,7 +55,7 @@ def declare(parser: Parser) -> None:
 
 def run(args: Namespace) -> int:
     if len(args.words) != 1 or args.words[0] not in SHELLS:
-        both = " and ".join(SHELLS)
-        raise Usage(f"warren completion: for which shell? There are {both}: warren completion bash")
+        each = ", and ".join(f"{shell}: warren completion {shell}" for shell in SHELLS)
+        raise Usage(f"warren completion: for which shell? There is {each}")
     output.put(SHELLS[args.words[0]].encode())
     return exits.OK

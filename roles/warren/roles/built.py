@@ -94,6 +94,28 @@ def _ram(role: Role, options: Mapping[str, str]) -> Built:
     return Built(Ram(size, files, names(options["dirs"]) if "dirs" in options else ()))
 
 
+def _mailbox(role: Role, options: Mapping[str, str]) -> Built:
+    from warren.servers.mailbox import Mailbox
+
+    mailbox = Mailbox(role.store, role.clock)
+    return Built(mailbox, (mailbox.keep,))
+
+
+def _task(role: Role, options: Mapping[str, str]) -> Built:
+    from warren.servers.task import Tasks
+
+    tasks = Tasks(role.store, role.clock)
+    return Built(tasks, (tasks.keep,))
+
+
+def _storage(role: Role, options: Mapping[str, str]) -> Built:
+    from warren.servers.storage import Storage
+
+    directory = role.state.directory / "store" / f"{role.name}.blobs"
+    quota = count(options.get("quota", "16G"))
+    return Built(Storage(directory, role.store, role.clock, quota=quota))
+
+
 def _disk(role: Role, options: Mapping[str, str]) -> Built:
     from warren.servers.disk import Disk
 
@@ -108,7 +130,7 @@ def _demo(role: Role, options: Mapping[str, str]) -> Built:
 
 BUILD: Mapping[str, Callable[[Role, Mapping[str, str]], Built]] = {
     "dev": _dev, "proc": _proc, "role": _role, "srv": _srv, "log": _log, "ca": _ca, "cap": _cap,
-    "ram": _ram, "disk": _disk, "demo": _demo,
+    "ram": _ram, "mailbox": _mailbox, "task": _task, "storage": _storage, "disk": _disk, "demo": _demo,
 }  # fmt: skip
 
 

@@ -78,6 +78,9 @@ SERVERS: Final[Mapping[str, Options]] = {
     "ca": {},
     "cap": {},
     "ram": {"size": count, "files": count, "dirs": names},
+    "mailbox": {},
+    "task": {},
+    "storage": {"quota": count},
     "disk": {"dir": _directory, "read-only": _yes},
     "demo": {},
 }

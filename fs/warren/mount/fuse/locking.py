@@ -124,8 +124,7 @@ def release(session: Session, head: m.Header, body: m.Release) -> None:
     if file is not None:
         _unlock(session, file, body.lock_owner)
         session.opens.pop(body.fh)
-        file.let_go()
-        session.queued(file.link)
+        session.commits.close(file)
     session.answer_at_once(head)
 
 

@@ -32,6 +32,7 @@ from typing import Any, Final
 import trio
 from warren.mount.files import Files
 from warren.mount.fuse import messages as m
+from warren.mount.fuse.commits import Commits
 from warren.mount.fuse.device import BUFFER, Channel
 from warren.mount.fuse.errstr import Errors, text_of
 from warren.mount.fuse.line import DEADLINE, Answer, Job, Line, Moment
@@ -91,6 +92,7 @@ class Session:
         self._buffer = bytearray(BUFFER)
         self._buffers: list[bytearray] = []
         self._used: set[Link] = set()  # which have something to send
+        self.commits = Commits(self)
         self._full: set[Link] = set()  # whose sockets do not take all that there is to send
         self._leftover: set[Link] = set()  # which have something to send that can wait
         self._busy = trio.Event()
@@ -190,6 +192,10 @@ class Session:
         """Something was queued on LINK that nobody waits for."""
         self._leftover.add(link)
 
+    def asked(self, link: Link) -> None:
+        """Something was queued on LINK that is to leave with this turn."""
+        self._used.add(link)
+
     def later(self, seconds: float, moment: Moment) -> None:
         """Let a moment come after a while."""
 
@@ -282,7 +288,8 @@ class Session:
         job.coroutine = operation(job, body)
         self.jobs[head.unique] = job
         if line is not None:
-            line.ready(job)
+            if not self.commits.holds(job):
+                line.ready(job)
         elif uid in self._coming:
             self._coming[uid].append(job)
         elif len(self._lines) + len(self._coming) >= USERS:

@@ -12,21 +12,21 @@ Another process may own the same queue at another time, or by mistake at the sam
 so one of two is refused (503), reads what the other wrote, and goes on from there.
 
 The log is kept short by snapshots: after so many records the whole state is written behind them, the store's
-table points there, and what lies before is forgotten. Whoever follows the log and lost records by that finds the
-snapshot next. The order makes it safe to stop anywhere.
+table points there, and what lies before is forgotten. Whoever follows the log and lost records by that finds
+the snapshot next. The order makes it safe to stop anywhere.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 from typing import Final, NamedTuple
 
 import msgspec
 import trio
-from warren.servers.task.records import Enq, Lease, Made, Record, Snapshot, pack, unpack
+from warren.servers.task.records import Made, Record, pack, unpack
 from warren.servers.task.state import COUNTED, DEAD, DELAYED, LEASED, State, Task
 from warren.store import Batch, Conflict, Journal, NotFound, Store, StoreError
 from warren.tree import Refused, Ring
@@ -245,7 +245,7 @@ class TaskQueue:
         return max(self.limits.every, 2 * (len(state.tasks) + len(state.effects) + len(state.finished)))
 
     async def _tidy(self) -> None:
-        """Write a snapshot and forget what lies before. A failure is an event, no error of whoever came by."""
+        """Write a snapshot and forget what lies before. A failure is an event, no error of whoever is here."""
         self._tidying = True
         try:
             state = await self.fresh()
@@ -352,17 +352,9 @@ class TaskQueue:
         return ""
 
 
-def contents(records: list[Record]) -> Iterator[int]:
-    """The sizes of the bodies in a log."""
-    return (len(record.body) for record in records if isinstance(record, Enq))
-
-
 def refusal(e: StoreError) -> Refused:
     """What the store said, as the tree says it."""
     if isinstance(e, Conflict):
         says = "another process wrote to this queue; what it wrote counts, try again"
         return Refused(503, says, retry_after=1)
     return Refused(e.code, str(e), retry_after=1 if e.code in (503, 507) else None)
-
-
-__all__ = ["Lease", "Limits", "Pressure", "Reader", "Snapshot", "Taken", "TaskQueue", "refusal"]

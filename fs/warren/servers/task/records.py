@@ -1,22 +1,23 @@
 """What a queue's log holds, one record for each thing that was decided, and how it reads as text.
 
-A record says what was decided, never what is to be decided: which lease a worker got, until when a task waits.
-So the state of a queue follows from its records alone, whoever reads them and whenever. What time alone brings
-about (a lease that ends, a delay that is over) needs no record: it follows from the time of the next one.
+A record says what was decided, never what is to be decided: which lease a worker got, until when a task
+waits. So the state of a queue follows from its records alone, whoever reads them and whenever. What time
+alone brings about (a lease that ends, a delay that is over) needs no record: it follows from the time of the
+next one.
 
     seq=12 ts=1800000000.25 kind=enq task=3 prio=0 … len=5      a record as `log` and `drain` show it
                                                                 an empty line
     hello                                                       the body, if there is `len=`, and a newline
 
-Records that begin anywhere but at `made` begin at a `snapshot`, which is followed by its parts: `item`, `effect`
-and `finish`. A snapshot that is not whole means nothing, as if it had never been written.
+Records that begin anywhere but at `made` begin at a `snapshot`, which is followed by its parts: `item`,
+`effect` and `finish`. A snapshot that is not whole means nothing, as if it had never been written.
 """
 
 from __future__ import annotations
 
-import msgspec
 from typing import Any, Final, TypeAlias
 
+import msgspec
 from warren.tree import Refused, quote, split
 
 ALL: Final = 0
@@ -58,8 +59,8 @@ class Enq(msgspec.Struct, array_like=True, frozen=True, tag=2):
 
 
 class Lease(msgspec.Struct, array_like=True, frozen=True, tag=3):
-    """A task handed out until then. `mark` is the hash of its fence's secret, so that no reader of the log can
-    answer in the worker's place."""
+    """A task handed out until then. `mark` is the hash of its fence's secret, so that no reader of the log
+    can answer in the worker's place."""
 
     t: float
     task: int
@@ -246,7 +247,7 @@ def read(data: bytes, at: int) -> tuple[int, Record, int]:
         end += 1
         if size is not None:
             stop = end + 1 + int(size)
-            if data[end : end + 1] != b"\n" or not 0 <= int(size) < len(data) or data[stop : stop + 1] != b"\n":
+            if not 0 <= int(size) < len(data) or (data[end : end + 1], data[stop : stop + 1]) != (b"\n", b"\n"):
                 raise ValueError("its body is not whole")
             values["body"], end = data[end + 1 : stop], stop + 1
         names = kind.__struct_fields__

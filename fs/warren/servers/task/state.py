@@ -259,7 +259,8 @@ class State:
             self._stand(task, self.t)
 
     def _requeue(self, record: Requeue) -> None:
-        numbers = [record.task] if record.task != ALL else [n for n, k in self.tasks.items() if k.state == DEAD]
+        dead = [number for number, task in self.tasks.items() if task.state == DEAD]
+        numbers = dead if record.task == ALL else [record.task]
         for number in numbers:
             task = self.tasks[number]
             task.tries, task.when, task.why = 0, record.t, ""

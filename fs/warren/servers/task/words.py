@@ -4,8 +4,8 @@
     a task     a line of key=value, or several, an empty line, the body
     options    for=DURATION wait=DURATION
 
-Words are quoted as in a ctl line. What is unknown, given twice or out of range is refused, and then nothing of
-the write counts.
+Words are quoted as in a ctl line. What is unknown, given twice or out of range is refused, and then nothing
+of the write counts.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """What is done to tasks: enqueue, lease, hb, done, fail, requeue; and who may.
 
-A **fence** is `<generation>.<seq>.<attempt>.<secret>`. The generation is the queue's life: it rises when the queue
-is made, restored or resumed. The attempt rises with each lease of the task. So of two fences of one task the
-newer is the greater, which whoever is called by a worker can check by himself. The secret makes it unguessable,
-and it works for the subject that leased alone. The log has only its hash.
+A **fence** is `<generation>.<seq>.<attempt>.<secret>`. The generation is the queue's life: it rises when the
+queue is made, restored or resumed. The attempt rises with each lease of the task. So of two fences of one
+task the newer is the greater, which whoever is called by a worker can check by himself. The secret makes it
+unguessable, and it works for the subject that leased alone. The log has only its hash.
 
-**Exactly once.** A result is recorded for an effect id once. Whoever says `done` for it again is told the first
-result, also when it was not he who did it, and a task that is enqueued for it is done already.
+**Exactly once.** A result is recorded for an effect id once. Whoever says `done` for it again is told the
+first result, also when it was not he who did it, and a task that is enqueued for it is done already.
 
-Each function decides on the queue as it is now and answers when that is durable. Cancelled: it was not done, or
-it was.
+Each function decides on the queue as it is now and answers when that is durable. Cancelled: it was not done,
+or it was.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import re
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
+import msgspec
 import trio
 from warren.servers.task.queue import Reader, Taken, TaskQueue
-from warren.servers.task.records import ALL, Back, Done, Enq, Hb, Lease, Requeue, Set, Settings
-from warren.servers.task.state import BLOCKED, DEAD, DELAYED, LEASED, Task, effect_size
+from warren.servers.task.records import ALL, Back, Done, Enq, Hb, Lease, Requeue, Set
+from warren.servers.task.settings import changed
+from warren.servers.task.state import DEAD, LEASED, Task, effect_size
 from warren.servers.task.words import Draft, term
 from warren.store import Batch
 from warren.tree import Refused
 from warren.tree.report import legible, pairs
-
-import msgspec
 
 BACKOFF_MOST: Final = 3600.0
 RESULT: Final = 2048
@@ -79,14 +79,11 @@ async def enqueue(queue: TaskQueue, draft: Draft, by: str) -> str:
     if why := queue.full(size):
         raise Refused(429, f"the queue is full: {why}; wait for pressure to say low", retry_after=1)
     t, number = state.t, state.next
-    await queue.settle(
-        queue.do(
-            Enq(
-                t, number, draft.prio, draft.key, draft.effect, draft.most, t + draft.delay if draft.delay else 0.0,
-                legible(by), draft.body,
-            )
-        )
+    after = t + draft.delay if draft.delay else 0.0
+    record = Enq(
+        t, number, draft.prio, draft.key, draft.effect, draft.most, after, legible(by), draft.body
     )  # fmt: skip
+    await queue.settle(queue.do(record))
     return f"seq={number} dup=0\n"
 
 
@@ -104,7 +101,8 @@ def _before(queue: TaskQueue, draft: Draft) -> str:
 
 
 def drained(queue: TaskQueue) -> Refused:
-    return Refused(409, "the queue was drained; restore it elsewhere, or resume it by its ctl", reason="drained")
+    says = "the queue was drained; restore it elsewhere, or resume it by its ctl"
+    return Refused(409, says, reason="drained")
 
 
 # Going out
@@ -162,7 +160,8 @@ def release(queue: TaskQueue, taken: Taken) -> Batch | None:
     task = queue.state.tasks.get(taken.number)
     if task is None or task.state != LEASED or task.attempt != taken.attempt:
         return None
-    return queue.do(Back(queue.state.t, task.number, queue.state.t, False, False, "closed before it was read"))
+    t = queue.state.t
+    return queue.do(Back(t, task.number, t, False, False, "closed before it was read"))
 
 
 # Coming back
@@ -199,7 +198,7 @@ def _superseded(queue: TaskQueue, fence: Fence) -> Refused:
     elif task.attempt != fence.attempt:
         why = f"task {fence.task} is leased in attempt {task.attempt}, until {task.when:.3f}"
     else:
-        why = f"attempt {task.attempt} of task {fence.task} was leased under another fence, or by another subject"
+        why = f"attempt {task.attempt} of task {fence.task} has another fence, or is another subject's"
     return Refused(409, f"the fence is stale: {why}", reason="stale_fence")
 
 
@@ -314,7 +313,8 @@ async def requeue(queue: TaskQueue, word: str) -> str:
         raise Refused(400, f"{word[:40]!r} is no task; say its seq, or all")
     task = state.tasks.get(int(word))
     if task is None or task.state != DEAD:
-        raise Refused(404 if task is None else 409, f"task {word} is {task.state if task else 'not here'}, not dead")
+        now = task.state if task is not None else "not here"
+        raise Refused(404 if task is None else 409, f"task {word} is {now}, not dead")
     await queue.settle(queue.do(Requeue(state.t, task.number)))
     return "tasks=1"
 
@@ -323,10 +323,6 @@ async def change(queue: TaskQueue, wanted: dict[str, float]) -> None:
     """Put other settings in force."""
     await trio.lowlevel.checkpoint_if_cancelled()
     state = await queue.fresh()
-    settings: Settings = msgspec.structs.replace(state.settings, **wanted)
-    if not settings.low < settings.high:
-        raise Refused(400, f"low is below high, and {settings.low} is not below {settings.high}")
+    settings = changed(state.settings, wanted)
     await queue.settle(queue.do(Set(t=state.t, **msgspec.structs.asdict(settings))))
 
-
-__all__ = ["BLOCKED", "DELAYED", "Fence", "change", "done", "enqueue", "fail", "hb", "lease", "release", "requeue", "take"]
