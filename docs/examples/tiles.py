@@ -55,8 +55,8 @@ class Tiles(Dir):
         self.kept: OrderedDict[str, bytes] = OrderedDict()
         self.pulls = self.bytes = self.hits = 0
         self.took: deque[float] = deque(maxlen=LATEST)
-        levels = {str(z): self.level(z) for z in range(levels)}
-        super().__init__({**levels, **counts(self.measures)})
+        entries = {str(z): self.level(z) for z in range(levels)}
+        super().__init__({**entries, **counts(self.measures)})
 
     def level(self, z: int) -> Node:
         def column(x: int) -> Node:

@@ -34,6 +34,7 @@ from warren.servers.ram import Ram
 from warren.servers.role import RoleFiles
 from warren.servers.srv import Srv
 from warren.servers.storage import Storage
+from warren.servers.task import Tasks
 from warren.store import MemoryStore
 from warren.traces.audit import AuditMemory
 from warren.traces.audit.text import audit_text
@@ -112,10 +113,18 @@ def a_storage(folder: Path) -> Node:
     return Storage(folder / "blobs", MemoryStore(), StillClock())
 
 
+def a_task(folder: Path) -> Node:
+    tasks = Tasks(MemoryStore(), StillClock())
+    with ThreadPoolExecutor() as pool:
+        pool.submit(trio.run, tasks.make, "builds").result()
+    return tasks
+
+
 # How to build one of each. The key is the module of warren.servers.
 BUILT: dict[str, Callable[[Path], Node]] = {
     "ca": a_ca, "cap": a_cap, "demo": a_demo, "dev": a_dev, "disk": a_disk, "log": a_log,
     "mailbox": a_mailbox, "proc": a_proc, "ram": a_ram, "role": a_role, "srv": a_srv, "storage": a_storage,
+    "task": a_task,
 }  # fmt: skip
 
 

@@ -108,6 +108,22 @@ async def test_a_disconnect_discards(tmp_path: Path) -> None:
         assert (await at.used("any"))["coming"] == "0"
 
 
+@pytest.mark.parametrize("path", ["put", "declared"])
+async def test_a_disconnect_in_the_middle_of_much_discards(tmp_path: Path, path: str) -> None:
+    """A thread is at it when the client goes."""
+    first = b"len=5000000 encoding=gzip\n" if path == "declared" else b""
+    async with storing(tmp_path) as at:
+        client = await at.client()
+        fid = await client.open(path, O_WRONLY)
+        sent, writes = first + squeezed(os.urandom(2_500_000)), []
+        for offset in range(0, len(sent), 900_000):
+            writes.append(p9.Twrite(fid, offset, sent[offset : offset + 900_000]))
+        await client.wire.send(*writes)
+        await client.wire.stream.aclose()
+    assert at.lying() == []
+    assert all((a.coming, a.writing) == (0, 0) for a in at.storage.accounts.accounts.values())
+
+
 async def test_a_refused_write_never_leaves_a_shorter_body(tmp_path: Path) -> None:
     async with storing(tmp_path, largest=100) as at:
         client = await at.client()

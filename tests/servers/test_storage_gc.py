@@ -162,6 +162,35 @@ async def test_what_is_put_while_gc_takes_it_is_there_afterwards(tmp_path: Path)
         assert (said["used"], said["blobs"]) == ("13", "1")
 
 
+@pytest.mark.parametrize("how", ["name", "put"])
+async def test_what_is_wanted_after_gc_looked_and_before_it_takes_stays(tmp_path: Path, how: str) -> None:
+    """Gc is held up by the first of two; meanwhile somebody wants the second."""
+    store = Gated()
+    bodies = {address(body): body for body in (b"one", b"two")}
+    async with storing(tmp_path, store) as at:
+        client, gc = await at.client(), await at.client()
+        for body in bodies.values():
+            await client.put(body)
+        at.clock.at = 20
+        store.shut, said = "storage/blob", []
+
+        async def collect() -> None:
+            said.append(await gc.ctl("gc grace=10s"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collect)
+            await store.reached.wait()
+            store.shut = ""
+            [left] = [found for found in bodies if await client.has(found)]
+            if how == "name":
+                await client.name("wanted", left)
+            else:
+                await client.put(bodies[left])
+            store.gate.set()
+        assert said == ["took blobs=1 bytes=3, kept blobs=1"]
+        assert await client.read(left) == bodies[left]
+
+
 async def test_a_name_for_what_gc_takes_is_refused(tmp_path: Path) -> None:
     store = Gated()
     async with storing(tmp_path, store) as at:

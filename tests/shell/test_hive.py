@@ -107,7 +107,7 @@ def test_a_shell_sees_a_file_tree(hive: Running) -> None:
     namespace = hive.sh("cat $M/proc/ns").out.splitlines()
     assert namespace == [
         *(ROOT / "tests/roles/goldens/QueenPrimary.ns").read_text().splitlines(),
-        "mount $drone-1 /n/drone-1", "mount $drone-2 /n/drone-2",
+        "mount -c $drone-1 /n/drone-1", "mount -c $drone-2 /n/drone-2",
     ]  # fmt: skip
     golden = (ROOT / "tests/roles/goldens/DroneWorker.ns").read_text()
     assert hive.sh("cat $M/n/drone-1/proc/ns").out == golden

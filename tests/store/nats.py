@@ -39,7 +39,7 @@ class Nats:
         assert program, "nats-server is missing: apt-get install nats-server"
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [program, "-js", "-sd", str(self.folder), "-a", "127.0.0.1", "-p", str(self.port), *self.more],
+                [program, "-js", "-sd", self.folder, "-a", "127.0.0.1", "-p", str(self.port), *self.more],
                 stdout=log,
                 stderr=log,
             )

@@ -6,8 +6,9 @@ The tree at ADDR is given here, on a socket, for programs that speak 9P but not 
 tools, plan9port. All of them use one connection to ADDR, which is yours: only processes of your own user are
 let in, and there they are you. 9P2000, 9P2000.L and Warren's own dialect are spoken, whatever ADDR speaks.
 
-The socket is at --listen, or in a new directory of its own, and is said with the command that mounts it. With
---as NAME it is posted in this hive: its queen has the tree at /n/NAME, for the users of this machine.
+The socket is at --listen, or in a new directory of its own, and is said with the command that mounts it; the
+kernel comes as root, so for a mount root must be the one who imports. With --as NAME it is posted in this
+hive: its queen has the tree at /n/NAME, for whoever runs her machine.
 
 It stays until Ctrl-C or SIGTERM. While ADDR is away requests are refused; the socket stays, and what is
 mounted from it is back when ADDR is.

@@ -5,7 +5,9 @@ from warren.store.interface import (
     BadName,
     Change,
     Conflict,
+    Copy,
     Entry,
+    Incoming,
     Limits,
     NotFound,
     Record,
@@ -17,6 +19,7 @@ from warren.store.interface import (
     StoreFull,
     TooLarge,
     Trimmed,
+    Upkeep,
     Watch,
 )
 from warren.store.journal import Batch, Journal
@@ -28,7 +31,9 @@ __all__ = [
     "Batch",
     "Change",
     "Conflict",
+    "Copy",
     "Entry",
+    "Incoming",
     "Journal",
     "Limits",
     "MemoryStatistics",
@@ -43,5 +48,6 @@ __all__ = [
     "StoreFull",
     "TooLarge",
     "Trimmed",
+    "Upkeep",
     "Watch",
 ]

@@ -35,7 +35,7 @@ engine can spell such a name. Whoever has other names must encode them.
 """
 
 import re
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -220,12 +220,78 @@ class Watch(AsyncResource):
         """
 
 
+class Copy(ABC):
+    """A copy of a whole store, as it was at one moment. Close it when done."""
+
+    size: int
+
+    @abstractmethod
+    def read_at(self, offset: int, count: int) -> bytes:
+        """Bytes of it."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let it go. Again is harmless."""
+
+
+class Incoming(ABC):
+    """A copy on its way back."""
+
+    @abstractmethod
+    def write(self, data: bytes) -> None:
+        """The next bytes of it. Raises `StoreFull`."""
+
+    @abstractmethod
+    def commit(self) -> str:
+        """All of it is there: put it aside for the next opening, and say so. Long work, for a thread.
+
+        Raises `StoreFailed` when it is no copy of a store, or damaged; then nothing was put aside.
+        """
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Nothing came of it. Again, and after `commit`, is harmless."""
+
+
+class Upkeep(ABC):
+    """What an operator may want of a store that keeps its own files. Not every store does."""
+
+    @abstractmethod
+    async def integrity(self) -> list[str]:
+        """What is wrong with it: nothing, or sentences that name the record or the key.
+
+        Cancelled has no effect.
+        """
+
+    @abstractmethod
+    async def copy(self) -> Copy:
+        """A copy, taken while others write. Raises `StoreFull`. Cancelled: there is none."""
+
+    @abstractmethod
+    def incoming(self) -> Incoming:
+        """Take a copy back, to be in force from the next opening, under a new generation."""
+
+    @abstractmethod
+    async def compact(self) -> str:
+        """Give back to the disk what is not used; writes wait meanwhile. Cancelled: done or not."""
+
+
 class Store(AsyncResource):
     """Logs and values. Every async method is a checkpoint and may raise `StoreClosed` or `StoreFailed`;
     every method that takes a name may raise `BadName`. The docstrings name what else there is.
     """
 
     limits: Limits
+
+    @property
+    @abstractmethod
+    def generation(self) -> int:
+        """1, and one more each time the store was restored from a copy. Works when closed, too.
+
+        What was given out before a restore may be given out again after it: a number, a revision, a token
+        that counts once. Whoever hands such a thing to others says the generation with it, and refuses those
+        of another.
+        """
 
     @abstractmethod
     async def append(self, topic: str, data: bytes, *, expect_last: int | None = None) -> int:

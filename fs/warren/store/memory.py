@@ -121,6 +121,11 @@ class MemoryStore(Store):
         self._watches: dict[str, list[_MemoryWatch]] = {}
         self._appended = self._trimmed = self._put = self._removed = self._conflicts = 0
 
+    @property
+    def generation(self) -> int:
+        """Always the first: there is nothing to restore."""
+        return 1
+
     # Logs
 
     async def append(self, topic: str, data: bytes, *, expect_last: int | None = None) -> int:

@@ -88,7 +88,26 @@ class SpaceDir(Node):
             if plainly or (path in known and known[path] is None):
                 return SpaceDir(self.view, path)
             return self._mounted(path, members[0])
-        return self._first(path, 0)
+        return self._dev() if path == _DEV else self._first(path, 0)
+
+    def _dev(self) -> Maybe[Node]:
+        """/dev, where errors are told: also those of the tree that would have had it."""
+        try:
+            found = self._first(_DEV, 0)
+        except OSError as e:
+            return self._dev_instead(e)
+        return found if isinstance(found, Node) else self._dev_later(found)
+
+    async def _dev_later(self, coming: Awaitable[Node]) -> Node:
+        try:
+            return await coming
+        except OSError as e:
+            return self._dev_instead(e)
+
+    def _dev_instead(self, e: OSError) -> Node:
+        if e.errno in _MISSING:
+            raise e
+        return SpaceDir(self.view, _DEV)
 
     async def _mounted(self, path: Path, member: Member) -> Node:
         try:

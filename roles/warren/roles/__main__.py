@@ -1,13 +1,21 @@
-"""python -m warren.roles --state DIR --name NAME: one role's process, as the hive's keeper starts it."""
+"""python -m warren.roles --state DIR --name NAME: one role's process, as the hive's keeper starts it.
+
+Whatever ends it, the last line that it says is the reason: the keeper shows that line and no other.
+"""
 
 import argparse
 import sys
+import traceback
 
 import trio
 from warren.auth.refusal import Refusal
 from warren.roles.processes import die_with_parent
 from warren.roles.run import serve_role
 from warren.roles.state import State
+from warren.serve.listen import BadAddress
+from warren.store import StoreError
+
+EXPECTED = (Refusal, OSError, BadAddress, StoreError)
 
 
 def main() -> int:
@@ -18,10 +26,21 @@ def main() -> int:
     die_with_parent()
     try:
         trio.run(serve_role, State(args.state), args.name)
-    except (Refusal, OSError) as e:
-        print(f"{args.name}: {e}", file=sys.stderr)
+    except BaseException as e:
+        reason = first(e)
+        if not isinstance(reason, EXPECTED):
+            traceback.print_exception(e)
+        kind = "" if isinstance(reason, EXPECTED) else f"{type(reason).__name__}: "
+        print(f"{args.name} ended: {kind}{reason}", file=sys.stderr)
         return 1
     return 0
+
+
+def first(e: BaseException) -> BaseException:
+    """What it was about: groups have reasons, and are none."""
+    while isinstance(e, BaseExceptionGroup):
+        e = e.exceptions[0]
+    return e
 
 
 if __name__ == "__main__":

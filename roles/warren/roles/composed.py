@@ -65,7 +65,7 @@ async def composed(
 
     Nothing is dialled before it is used: see `unanswered`.
     """
-    reach = _Dialled(Node(), WallClock(), identity=identity)
+    reach = Reach(Node(), WallClock(), identity=identity)
     reach.ways.update({address: Way(address, expect) for address in space.addresses() if address[0] != "$"})
     reach.ways.update(ways or {})
     async with trio.open_nursery() as nursery:
@@ -137,18 +137,6 @@ class _Passed(Node):
     def attach(self, caller: Caller) -> Node:
         node = FarNode.at(FarTree(self.address, self.ways, caller, self.nodes), ())
         return ReadOnly(node) if self.read_only else node
-
-
-class _Dialled(Reach):
-    """A socket that is gone is no missing file: a union would go on to its next member."""
-
-    async def reach(self, address: str, caller: Caller, path: str = "/") -> Files:
-        try:
-            return await super().reach(address, caller, path)
-        except OSError as e:
-            if e.errno not in (errno.ENOENT, errno.ENOTDIR):
-                raise
-            raise _away(address, e) from None
 
 
 class _One:

@@ -112,7 +112,7 @@ class InForce:
         """The manifest's namespace, with whoever is there now at /n."""
         space = self.manifest.space
         for name, address in sorted(self.guests.items()):
-            space = space.mount(address, f"/n/{name}")
+            space = space.mount(address, f"/n/{name}", flags="c")
         self.cell.space = space
         if self.manifest.restricted:
             self.role.lifecycle.degrade(RESTRICTED, self.manifest.restricted)

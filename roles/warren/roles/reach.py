@@ -289,7 +289,9 @@ def _failed(address: str, e: OSError) -> OSError:
     if isinstance(e, Refused) or trace_of(e):
         return e
     said = (e.strerror or str(e)).partition(" trace=")[0]
-    return Refused(504 if isinstance(e, TimeoutError) else 502, f"{address}: {said}", errno=e.errno)
+    # A socket that is gone is no missing file: a union would go on to its next member.
+    number = errno.EHOSTUNREACH if e.errno in (errno.ENOENT, errno.ENOTDIR) else e.errno
+    return Refused(504 if isinstance(e, TimeoutError) else 502, f"{address}: {said}", errno=number)
 
 
 __all__ = ["Mint", "Reach", "Way"]

@@ -5,6 +5,7 @@ Beside `place`, so that who dials a socket of this machine need not load what ce
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 from warren.auth import keyfiles
@@ -21,7 +22,10 @@ class Bearer(Identity):
 
     @property
     def token(self) -> bytes | None:
-        return read_cap(self.cap)
+        try:
+            return read_cap(self.cap)
+        except Refusal as e:  # it was there when the node was first reached; dialling again, this is an OSError
+            raise PermissionError(errno.EACCES, str(e)) from None
 
 
 def bearer(folder: Path, cap: Path | None) -> Identity:

@@ -59,6 +59,27 @@ class Tries:
         self.failures = 0
         self.unsure = False  # an earlier one may have been done
 
+    def again(
+        self, e: OSError, patience: Patience, until: float, peer: str = "", repeats: bool = True
+    ) -> float:
+        """The pause before the next try, after E; or raises E, if there is to be none."""
+        self.failures += 1
+        unknown = unsure(e, peer)
+        pause = patience.pause(self.failures, told(e) or 0.0)
+        late = trio.current_time() + pause >= until
+        if late or not passing(e, peer) or (unknown and not repeats):
+            raise self.noted(e)
+        self.unsure = self.unsure or unknown
+        return pause
+
+    def noted(self, e: OSError) -> OSError:
+        """E, with what its own words do not say."""
+        if self.failures > 1:
+            e.add_note(f"tried {self.failures} times")
+        if self.unsure:
+            e.add_note(f"an earlier try may have been done; {UNKNOWN}")
+        return e
+
 
 def code(e: OSError) -> int:
     """The code that a server's line begins with; 0 if it was no server of ours that said it."""
@@ -124,25 +145,9 @@ async def persist(
             with trio.CancelScope(deadline=inf if waits else until) as scope:
                 return await work(tries)
         except OSError as e:
-            tries.failures += 1
-            unknown = unsure(e, peer)
-            if waits and tries.failures == 1:
+            if waits and not tries.failures:
                 until = trio.current_time() + limit
-            pause = patience.pause(tries.failures, told(e) or 0.0)
-            over = trio.current_time() + pause >= until
-            if not passing(e, peer) or over or (unknown and not repeats):
-                _note(e, tries)
-                raise
-            tries.unsure = tries.unsure or unknown
+            pause = tries.again(e, patience, until, peer, repeats)
         if scope.cancelled_caught:
-            late = TimeoutError(errno.ETIMEDOUT, f"not done within {limit:g} s; {UNKNOWN}", what)
-            _note(late, tries)
-            raise late
+            raise tries.noted(TimeoutError(errno.ETIMEDOUT, f"not done within {limit:g} s; {UNKNOWN}", what))
         await trio.sleep(pause)
-
-
-def _note(e: OSError, tries: Tries) -> None:
-    if tries.failures > 1:
-        e.add_note(f"tried {tries.failures} times")
-    if tries.unsure:
-        e.add_note(f"an earlier try may have been done; {UNKNOWN}")

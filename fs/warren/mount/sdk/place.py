@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ADDRESS: Final = ("WARREN_NODE_URL", "RON_NODE_URL")
 CAP: Final = ("WARREN_CAP", "RON_CAP")
 ID: Final = ("WARREN_ID",)
-_TOKEN: Final = "warren-token"  # what the text of a token says, and the name of no file
+_TOKEN: Final = "warren-token 1"  # how the text of a token begins, and the name of no file
 
 
 @dataclass(frozen=True)

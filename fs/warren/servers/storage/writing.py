@@ -22,6 +22,7 @@ from warren.tree.inflate import Guard, Inflating
 from warren.tree.node import BLOB
 
 INLINE: Final = 64 << 10  # bytes that are written and hashed in the loop
+SQUEEZED: Final = 4 << 10  # the same of bytes that may become more
 SYNC: Final = 64 << 20  # bytes that may wait for their fsync
 LINE: Final = 512
 _ACCESS: Final = 0o3
@@ -71,7 +72,8 @@ class Body:
             if self._coming is None:
                 self._coming = self.server.begin()
             idle = not self._waiting and not self._lock.locked()
-            if idle and len(data) <= INLINE and self._coming.unsynced < SYNC:
+            few = len(data) <= (SQUEEZED if self._inflating else INLINE)
+            if idle and few and self._coming.unsynced < SYNC:
                 self._add(data)
                 if self._inflating is not None:
                     self._reserve(self._coming.size - self._reserved)

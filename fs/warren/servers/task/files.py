@@ -160,7 +160,8 @@ class Lease(Node):
 
 
 class LeaseHandle(Handle):
-    """One task. A read at 0 goes on where the last one ended, since kernels keep no offsets for streams."""
+    """One task. A read at 0 goes on where the last one ended, since kernels keep no offsets for streams; other
+    offsets count from that of the first read, for the options that were written before it moved the position."""
 
     record = True
     parks = True
@@ -172,6 +173,7 @@ class LeaseHandle(Handle):
         self.taken: Taken | None = None
         self.data: bytes | None = None
         self.given = 0
+        self.origin = 0
         self.began = self.gone = self._taking = False
         self._others = trio.lowlevel.ParkingLot()
 
@@ -182,12 +184,13 @@ class LeaseHandle(Handle):
         return len(data)
 
     def read(self, offset: int, count: int) -> Maybe[Bytes]:
-        self.began = True
+        if not self.began:
+            self.began, self.origin = True, offset
         return self._take(offset, count) if self.data is None else self._piece(offset, count)
 
     def _piece(self, offset: int, count: int) -> bytes:
         assert self.data is not None
-        at = offset or self.given
+        at = offset - self.origin if offset > self.origin else self.given
         piece = self.data[at : at + count]
         self.given = max(self.given, min(at + len(piece), len(self.data)))
         return piece

@@ -22,7 +22,7 @@ from typing import Final
 import msgspec
 import trio
 from warren.servers.task.queue import TaskQueue, refusal
-from warren.servers.task.records import Drain, End, Made, Record, Resume, Snapshot, pack, read, shown, unpack
+from warren.servers.task.records import Drain, End, Made, Record, Resume, Snapshot, read, shown, unpack
 from warren.servers.task.settings import checked
 from warren.servers.task.state import BLOCKED, DEAD, DELAYED, LEASED, READY, State
 from warren.servers.task.words import WORD
@@ -176,6 +176,9 @@ async def restore(queue: TaskQueue, data: bytes) -> str:
     if now.tasks and not (now.drained and _same(now, state)):
         says = "what is left in it is not what you restore; resume it, or make another queue"
         raise Refused(409, f"{len(now.tasks)} tasks are here: {says}", errno=ENOTEMPTY)
+    if now.effects.keys() - state.effects.keys():
+        says = "it remembers effects that are not in what you restore; make another queue"
+        raise Refused(409, f"the queue would forget what was done: {says}", errno=ENOTEMPTY)
     if not state.drained:
         state.apply(Drain(max(state.t, now.t)), 0)
     head, *parts = state.dump()
@@ -276,5 +279,3 @@ class Log(Cursor):
             raise Ended
         return shown(seq, record)
 
-
-__all__ = ["Drained", "Log", "drain", "measure", "pack", "remove", "replay", "restore", "resume"]

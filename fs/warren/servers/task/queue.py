@@ -245,7 +245,7 @@ class TaskQueue:
         return max(self.limits.every, 2 * (len(state.tasks) + len(state.effects) + len(state.finished)))
 
     async def _tidy(self) -> None:
-        """Write a snapshot and forget what lies before. A failure is an event, no error of whoever is here."""
+        """Write a snapshot and forget what lies before. A failure is an event, nobody's error."""
         self._tidying = True
         try:
             state = await self.fresh()

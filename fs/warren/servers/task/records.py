@@ -247,7 +247,8 @@ def read(data: bytes, at: int) -> tuple[int, Record, int]:
         end += 1
         if size is not None:
             stop = end + 1 + int(size)
-            if not 0 <= int(size) < len(data) or (data[end : end + 1], data[stop : stop + 1]) != (b"\n", b"\n"):
+            around = data[end : end + 1] + data[stop : stop + 1]
+            if not 0 <= int(size) < len(data) or around != b"\n\n":
                 raise ValueError("its body is not whole")
             values["body"], end = data[end + 1 : stop], stop + 1
         names = kind.__struct_fields__

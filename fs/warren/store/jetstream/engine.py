@@ -3,11 +3,11 @@
     PREFIX      a stream: one subject for each topic, all its messages
     KV_PREFIX   a bucket: one subject for each key, its newest message; a place in the stream is a revision
 
-Each question goes to the leader of its stream. One that is not answered is asked again until PATIENCE is over,
-for a cluster that lost its leader has another within seconds. A write is asked again only while nothing is in
-the place it is meant for: it carries the place of the message it must follow, and no two can follow the same
-one. So it is done once or not at all, whatever was lost on the way, and one that comes late changes nothing
-that others did meanwhile.
+Each question goes to the leader of its stream. One that is not answered is asked again until PATIENCE is
+over, for a cluster that lost its leader has another within seconds. A write is asked again only while nothing
+is in the place it is meant for: it carries the place of the message it must follow, and no two can follow the
+same one. So it is done once or not at all, whatever was lost on the way, and one that comes late changes
+nothing that others did meanwhile.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Engine:
 
     async def prepare(self) -> None:
         """Make the streams that are not there."""
-        common = {"storage": "file", "num_replicas": self.replicas, "discard": "new", "allow_rollup_hdrs": True}
+        common: dict[str, Any] = {"storage": "file", "num_replicas": self.replicas, "discard": "new"}
         await self._make({"name": self.logs, "subjects": [f"{self.log_root}.>"], **common})
         await self._make(
             {"name": self.values, "subjects": [f"{self.value_root}.>"], "max_msgs_per_subject": 1, **common}
@@ -118,16 +118,18 @@ class Engine:
 
     # Reading
 
-    async def newest(self, stream: str, subject: str, least: int = 0) -> Found | None:
+    async def newest(
+        self, stream: str, subject: str, least: Callable[[], int] = lambda: 0
+    ) -> Found | None:
         """The newest message of a subject.
 
-        LEAST is a place known to be taken on that subject: an answer older than that comes from a leader who does
-        not know everything yet, and is asked for again.
+        LEAST tells a place known to be taken on that subject: an answer older than that comes from a leader who
+        does not know everything yet, and is asked for again.
         """
 
         async def look() -> Found | None:
             found = self._message(await self._once(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject}))
-            if (found.at if found else 0) < least:
+            if (found.at if found else 0) < least():
                 raise Unanswered("a leader that is not up to date")
             return found
 
@@ -201,7 +203,7 @@ class Engine:
         self._check(await self.ask(f"STREAM.PURGE.{stream}", {"filter": subject, "seq": before}))
 
     async def follow(self, stream: str, pattern: str, to: str, seen: int, heartbeat: float) -> Answer:
-        """Have all changes after SEEN told to a subject, without bodies; after 0 the newest of each subject first."""
+        """Have all changes after SEEN told to a subject, without bodies; after 0 the newest of each first."""
         config = {
             "deliver_subject": to,
             "deliver_policy": "by_start_sequence" if seen else "last_per_subject",
@@ -240,7 +242,8 @@ class Engine:
                 except Unanswered as e:
                     trouble = str(e)
                 await trio.sleep(PAUSE)
-        raise StoreFailed(f"{self.line.shown}: {trouble or 'no answer'}; see that a majority of its servers runs")
+        trouble = trouble or "no answer"
+        raise StoreFailed(f"{self.line.shown}: {trouble}; see that a majority of its servers runs")
 
     async def _once(self, what: str, body: object) -> Answer:
         data = b"" if body is None else msgspec.json.encode(body)

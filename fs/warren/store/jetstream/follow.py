@@ -1,8 +1,8 @@
 """What changes in a stream, as it changes: subjects, places and headers, no bodies.
 
 It is how those who wait are woken, whoever wrote. A message arrives when it is as durable as the stream makes
-it, in the order of places. Where anything may have been missed (a connection that was lost, a number left out,
-no heartbeat) the follower begins again after the last place it saw, and says so first.
+it, in the order of places. Where anything may have been missed (a connection that was lost, a number left
+out, no heartbeat) the follower begins again after the last place it saw, and says so first.
 """
 
 from __future__ import annotations

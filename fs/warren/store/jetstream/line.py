@@ -1,4 +1,5 @@
-"""One connection to a NATS cluster: questions and answers, subscriptions, and a line that comes back by itself.
+"""One connection to a NATS cluster: questions and answers, subscriptions, and a line that comes back by
+itself.
 
 The NATS client speaks asyncio, so one asyncio loop runs inside trio here, in a task of its own, and nothing
 outside this module knows of it. What the client calls back is called in the same thread as everything else.
@@ -15,10 +16,10 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
-import nats
 import nats.errors
 import trio
 import trio_asyncio  # type: ignore[import-untyped]
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 from warren.store.interface import StoreClosed, StoreFailed
 
@@ -55,9 +56,11 @@ class Line:
         self._ended = trio.Event()
         self._slots = trio.Semaphore(OUTSTANDING)
         self._asking: set[trio.CancelScope] = set()
-        self._client = nats.NATS()
+        self._client = Client()
 
-    async def run(self, patience: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(
+        self, patience: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Connect, and stay so until `close`. StoreFailed when nobody is reached within PATIENCE seconds."""
         async with trio_asyncio.open_loop() as loop:
             self._loop, self._context = loop, contextvars.copy_context()
@@ -65,7 +68,8 @@ class Line:
                 with trio.move_on_after(patience) as waited:
                     await self._done(self._connect)
                 if waited.cancelled_caught:
-                    raise StoreFailed(f"{self.shown}: nobody answers there: {self.trouble or 'no reason given'}")
+                    why = self.trouble or "no reason given"
+                    raise StoreFailed(f"{self.shown}: nobody answers there: {why}")
                 self.max_payload = self._client.max_payload
                 task_status.started()
                 await self._ended.wait()

@@ -1,9 +1,9 @@
 """Topics in a stream: lots, the newest of which says how the topic stands.
 
-A lot is written to follow the one its writer saw last, so numbers have no gap and an expectation is decided by
-the server. A trim is a lot without records that says how far it is forgotten; what it frees is given back after
-it. Where a record lies is found by the numbers in the lots, by halves; a reader that goes on finds the next one
-where the last one ended.
+A lot is written to follow the one its writer saw last, so numbers have no gap and an expectation is decided
+by the server. A trim is a lot without records that says how far it is forgotten; what it frees is given back
+after it. Where a record lies is found by the numbers in the lots, by halves; a reader that goes on finds the
+next one where the last one ended.
 """
 
 from __future__ import annotations
@@ -144,9 +144,9 @@ class Logs:
         engine, subject = self.engine, self._subject(topic)
         # What comes after a known lot is mostly nothing, and that is quickly said.
         known = self._tails.get(topic)
-        if known and (later := await engine.next(engine.logs, subject, known.at + 1)) is None:
+        if known and await engine.next(engine.logs, subject, known.at + 1) is None:
             return known
-        found = await engine.newest(engine.logs, subject, later.at if known and later else 0)
+        found = await engine.newest(engine.logs, subject, lambda: self._tails.get(topic, NONE).at)
         return self._know(topic, _placed(found)) if found else NONE
 
     async def read(self, topic: str, seq: int) -> Record:
@@ -188,7 +188,7 @@ class Logs:
         """The lot with a record that is kept; None when it is forgotten meanwhile."""
         if tail.lot.first <= seq:
             return tail
-        low, high, probe = 1, tail.at - 1, 0  # it lies from low to high
+        low, high, probe = 1, tail.at, 0  # it lies from low to high
         for known in self._near.get(topic, {}).values():
             if known.lot.first <= seq <= known.lot.last:
                 return known

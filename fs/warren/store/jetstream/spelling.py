@@ -1,9 +1,9 @@
 """How names, records and addresses are written for JetStream.
 
-    topic   a/b.c      subject  PREFIX.log.a.b=c      a message there is a lot: records in a row, or a trim
-    key     a/b.c      subject  $KV.PREFIX.a.b=c      the value as it is, as other clients of a bucket write it
+    topic   a/b.c      subject  PREFIX.log.a.b=c      a message is a lot: records in a row, or a trim
+    key     a/b.c      subject  $KV.PREFIX.a.b=c      the value as it is, as any client of a bucket writes it
 
-A part of a name becomes a part of a subject; the dot within, which means something in a subject, is written =.
+A part of a name becomes a part of a subject. The dot within, which ends a part of a subject, is written =.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Address(NamedTuple):
     @property
     def shown(self) -> str:
         """The address for people and logs, without what proves who one is."""
-        return f"nats://{','.join(server.rpartition('@')[2].rpartition('/')[2] for server in self.servers)}/{self.prefix}"
+        hosts = ",".join(re.split("[@/]", server)[-1] for server in self.servers)
+        return f"nats://{hosts}/{self.prefix}"
 
 
 def read_address(text: str, prefix: str) -> Address:

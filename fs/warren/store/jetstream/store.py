@@ -37,13 +37,18 @@ async def open_jetstream(
 ) -> AsyncIterator[JetStreamStore]:
     """The store at nats://HOST:PORT[,HOST:PORT...][/PREFIX][?replicas=3] while the block runs.
 
-    StoreFailed says why it is not to be had. Of deleted keys the newest TOMBSTONES are remembered for watches.
-    PATIENCE is the time in which a call is answered, or fails.
+    StoreFailed says why it is not to be had. Of deleted keys the newest TOMBSTONES are remembered for
+    watches. PATIENCE is the time in which a call is answered, or fails.
     """
     where = read_address(address, prefix)
     async with trio.open_nursery() as nursery:
         again: list[Follower] = []
-        line = Line(where.servers, where.shown, lambda: [follower.begin_again() for follower in again])
+
+        def came_back() -> None:
+            for follower in again:
+                follower.begin_again()
+
+        line = Line(where.servers, where.shown, came_back)
         await nursery.start(line.run, patience)
         try:
             engine = Engine(line, where.prefix, where.replicas, patience)

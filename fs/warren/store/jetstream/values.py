@@ -1,12 +1,12 @@
 """Keys in a bucket: the newest message of each subject is its value, and its place is its revision.
 
-Every change is written to follow the one before it, also where the caller expects nothing, so a change that was
-held up on the way cannot undo a later one. A deletion is a message too. The newest are kept for watches; how far
-the others are forgotten is said in the bucket itself before they are removed, so that every watch of every process
-learns of it in its turn.
+Every change is written to follow the one before it, also where the caller expects nothing, so a change that
+was held up on the way cannot undo a later one. A deletion is a message too. The newest are kept for watches;
+how far the others are forgotten is said in the bucket itself before they are removed, so that every watch of
+every process learns of it in its turn.
 
-A watch is a position. It asks the server for the first change after it, and waits for the follower where there is
-none. Two keys are ours and no name's: how far deletions are forgotten, and the generation.
+A watch is a position. It asks the server for the first change after it, and waits for the follower where
+there is none. Two keys are ours and no name's: how far deletions are forgotten, and the generation.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Values:
         self.writing = 0
         self._deleted: dict[str, int] = {}  # those remembered, oldest first
         self._known: OrderedDict[str, tuple[int, bool]] = OrderedDict()
-        self._unknown: tuple[int, int] = (0, 0)  # deletions after the one and through the other may be unknown
+        self._unknown = (0, 0)  # deletions after the one and through the other may be unknown here
         self._too_many = trio.Event()
 
     # Values
@@ -122,8 +122,8 @@ class Values:
         engine, mark = self.engine, new_mark().hex()
 
         async def ours() -> int | None:
-            found = await engine.newest(engine.values, self._subject(key), after)
-            if found is None or found.at == after:
+            found = await self._newest(key)
+            if found is None or found.at <= after:
                 return 0
             if found.headers.get(MARK) == mark:
                 return found.at
@@ -134,7 +134,9 @@ class Values:
         )
 
     async def _newest(self, key: str) -> Found | None:
-        least = self._known.get(key, (0, False))[0]
+        def least() -> int:
+            return self._known.get(key, (0, False))[0]
+
         found = await self.engine.newest(self.engine.values, self._subject(key), least)
         if found:
             self._know(key, found.at, not _is_deletion(found))
@@ -226,7 +228,8 @@ class Values:
             for watch in self._watching(key):
                 if max(watch.position, watch.silent) < self._deleted[key]:
                     watch.lose(through)
-            del self._deleted[key]
+            if self._known.get(key) == (self._deleted.pop(key), False):
+                del self._known[key]
         after, upto = self._unknown
         if after < through:
             for watch in self._all():

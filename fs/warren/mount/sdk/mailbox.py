@@ -1,0 +1,110 @@
+"""A topic: to send to it, and to receive from it.
+
+    sent = await n.mailbox("orders").send(b"...", key="ann", ttl=60)     Sent(id, seq, dup)
+
+    async with n.mailbox("orders").receive() as messages:
+        async for message in messages:
+            message.body, message.id, message.attempt, message.head["key"]
+
+**A send whose reply was lost is safe.** Each has an idempotency key, made here unless one is given, and each try
+carries the same: the topic sends once, and tells a later try the id of the first (`dup` is then true). A topic
+knows a key for its `dedupe=` time, 300 s unless it was set otherwise, so no try is made later than SAFE seconds
+after the first. An error that leaves the outcome unknown has the key in its notes: a send with that key and the
+same body may still be made within the time.
+
+`echo … > /mailbox/orders/send` has no key. When its reply is lost, nobody knows.
+
+**A full topic** answers 429; the send then waits as long as it is told to, within its deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from warren.mount.sdk.leases import Leased, Leases
+from warren.mount.sdk.patience import Tries
+from warren.mount.sdk.wire import answer, ask, parted, take
+from warren.tree.report import pairs
+
+if TYPE_CHECKING:
+    from warren.mount.sdk.node import Node
+
+SAFE: Final = 240.0
+
+
+class Sent(NamedTuple):
+    """What became of a message: its id and number, and whether an earlier try had sent it."""
+
+    id: str
+    seq: int
+    dup: bool
+
+
+class Topic:
+    """One topic, and the group of it that one receives with. Made by `Node.mailbox`."""
+
+    def __init__(self, node: Node, path: str, group: str) -> None:
+        self.node, self.path = node, path
+        self._at = f"{path}/groups/{group}" if group else path
+
+    async def send(
+        self, body: bytes, *, idem: str | None = None, key: str = "", corr: str = "", type: str = "",
+        prio: int = 0, delay: float = 0.0, ttl: float = 0.0, deadline: float | None = None,
+    ) -> Sent:  # fmt: skip
+        """Send a message, once. The words are those of `send.h`; IDEM is made here unless it is given.
+
+        Cancelled: it was sent, or not; the same again with the same IDEM is safe.
+        """
+        named = idem or secrets.token_hex(16)
+        said: dict[str, object] = {"idem": named, "key": key, "corr": corr, "type": type}
+        said |= {"prio": prio or "", "delay": delay and f"{delay:g}s", "ttl": ttl and f"{ttl:g}s"}
+        head = pairs({word: value for word, value in said.items() if value} | {"len": len(body)})
+        written = f"{head}\n\n".encode() + body
+        path = f"{self.path}/send.h"
+
+        async def work(tries: Tries) -> Sent:
+            async with await self.node.files.open(path, os.O_RDWR) as file:
+                await file.write(written)
+                told = await answer(file)
+                return Sent(told["id"], int(told["seq"]), told["dup"] == "1")
+
+        limit = min(SAFE, self.node.patience.deadline if deadline is None else deadline)
+        try:
+            return await self.node.do(path, work, deadline=limit)
+        except OSError as e:
+            e.add_note(f"idem={named}")
+            raise
+
+    def receive(self, *, lease: float = 30.0) -> Leases[Message]:
+        """Messages as they come, each under a lease of so many seconds, made longer while it is worked on."""
+
+        options = f"max=1 ack=explicit vis={lease:g}s"
+
+        async def next() -> Message:
+            while not (data := await take(self.node, f"{self._at}/recv", options)):
+                pass
+            return Message(self.node, f"{self._at}/ack", data, lease)
+
+        return Leases(next)
+
+
+class Message(Leased):
+    """A message that we hold. `head` is all that was said of it."""
+
+    def __init__(self, node: Node, path: str, data: bytes, term: float) -> None:
+        super().__init__(node, path, term)
+        self.head, self.body = parted(data)
+        self.id, self.seq = self.head["id"], int(self.head["seq"])
+        self.attempt = int(self.head["attempt"])
+        self._lease = self.head["lease"]
+
+    async def _done(self) -> None:
+        await ask(self.node, self.path, f"{self.id} {self._lease}")
+
+    async def _back(self, why: str, delay: float | None) -> None:
+        await ask(self.node, self.path, f"nack {self.id} {self._lease}" + ("" if delay is None else f" delay={delay:g}s"))
+
+    async def _extend(self, seconds: float) -> None:
+        await ask(self.node, self.path, f"extend {self.id} {self._lease} {seconds:g}s")
