@@ -73,10 +73,13 @@ class Desk:
         return {} if "\n" in says else dict(word.split("=", 1) for word in split(says))
 
     async def raw(self, options: str = "") -> bytes:
-        async with await self.files.open(self.path("lease"), os.O_RDWR if options else os.O_RDONLY) as file:
+        async with await self.files.open(self.path("lease"), os.O_RDWR | os.O_NONBLOCK) as file:
             if options:
                 await file.write(options.encode())
-            return await file.read()
+            data = b""
+            while piece := await file.record():
+                data += piece
+            return data
 
     async def lease(self, options: str = "wait=0s") -> Got:
         """The next task; it stays leased."""

@@ -372,6 +372,8 @@ async def test_a_crash_between_write_and_rename_leaves_nothing(tmp_path: Path, r
         assert not list((tmp_path / "blobs/new").iterdir())
         assert not await client.has(address(bytes(200_000)))
         said = await at.used("any")
+        name = address(b"before").removeprefix("sha256:")
+        assert at.lying() == [f"{name[:2]}/{name}"], "and no list without its blob"
         assert (said["used"], said["blobs"]) == ("6", "1"), "nobody is charged for what is not there"
         assert await client.read(address(b"before")) == b"before"
         assert await client.put(bytes(200_000)) == address(bytes(200_000))

@@ -26,15 +26,14 @@ from tests.servers.clock import TrioClock
 from tests.wire import export_of
 from warren.serve.listen import listening
 from warren.servers.storage import Storage
-from warren.store.sqlite import open_sqlite
+from warren.store import MemoryStore
 
 async def main(folder):
-    async with open_sqlite(folder / "db") as store:
-        storage = Storage(folder / "blobs", store, TrioClock(), quota=40_000_000)
-        allow = ["any read,write,create,remove /**", "any ctl /ctl#verify"]
-        async with listening(export_of(storage, allow), [f"unix!{folder}/sock"]) as names:
-            print(names[0], flush=True)
-            await trio.sleep_forever()
+    storage = Storage(folder / "blobs", MemoryStore(), TrioClock(), quota=40_000_000)
+    allow = ["any read,write,create,remove /**", "any ctl /ctl#verify"]
+    async with listening(export_of(storage, allow), [f"unix!{folder}/sock"]) as names:
+        print(names[0], flush=True)
+        await trio.sleep_forever()
 
 trio.run(main, Path(sys.argv[1]))
 """

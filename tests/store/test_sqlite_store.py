@@ -13,7 +13,7 @@ import pytest
 import trio
 from warren.check.store import check_store, check_store_model
 from warren.store import Conflict, Limits, NotFound, Record, Store, StoreFailed, StoreFull, Trimmed
-from warren.store.sqlite import engine, open_sqlite
+from warren.store.sqlite import engine, file, open_sqlite
 
 # Appends to two topics and puts, from many tasks, and says each answer once it has it.
 WRITES = """
@@ -264,18 +264,20 @@ async def test_an_older_file_is_brought_forward_and_a_newer_one_refused(tmp_path
     path = tmp_path / "s.db"
     async with open_sqlite(path) as store:
         await store.append("a", b"old")
-    newer = (*engine.STEPS, "CREATE TABLE more (x); INSERT INTO more VALUES (7)")
+    known = len(file.STEPS)
+    newer = (*file.STEPS, "CREATE TABLE more (x); INSERT INTO more VALUES (7)")
     broken = (*newer, "CREATE TABLE half (x); INSERT INTO nowhere VALUES (1)")
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         with pytest.raises(sqlite3.OperationalError, match="nowhere"):
-            engine.migrate(path, db, broken)
+            file.migrate(path, db, broken)
         assert db.execute("SELECT x FROM more").fetchall() == [(7,)]
         assert not db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'half'").fetchall()
-        assert db.execute("PRAGMA user_version").fetchone() == (2,)
-        engine.migrate(path, db, newer)
+        assert db.execute("PRAGMA user_version").fetchone() == (known + 1,)
+        file.migrate(path, db, newer)
         assert db.execute("SELECT data FROM record").fetchall() == [(b"old",)]
     before = path.read_bytes()
-    with pytest.raises(StoreFailed, match=r"s\.db: its schema is version 2, and 1 is the newest known here"):
+    said = rf"s\.db: its schema is version {known + 1}, and {known} is the newest known here"
+    with pytest.raises(StoreFailed, match=said):
         async with open_sqlite(path):
             pass
     assert path.read_bytes() == before
@@ -398,3 +400,48 @@ async def test_a_copy_taken_while_it_was_closed_is_the_store(tmp_path: Path) -> 
     shutil.copy(tmp_path / "s.db", tmp_path / "copy.db")
     async with open_sqlite(tmp_path / "copy.db") as store:
         assert await store.append("a", b"2") == 2
+
+
+async def test_a_file_of_the_first_version_gets_its_sums_and_keeps_what_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        file.migrate(path, db, file.STEPS[:1])
+        db.execute("INSERT INTO topic VALUES (1, 'a', 0, 1, 0)")
+        db.execute("INSERT INTO record VALUES (?, ?)", ((1 << 40) + 1, b"old"))
+        db.execute("INSERT INTO entry VALUES ('k', 1, ?), ('gone', 2, NULL)", (b"v",))
+        db.execute("UPDATE meta SET value = 2 WHERE name = 'revision'")
+    async with open_sqlite(path) as store:
+        assert await store.read("a", 1) == Record(1, b"old")
+        assert (await store.get("k")).value == b"v"
+        assert await store.integrity() == []
+        assert store.generation == 1
+
+
+async def test_the_last_room_is_for_what_is_small_and_for_what_frees(tmp_path: Path) -> None:
+    async with open_sqlite(tmp_path / "s.db", capacity=1 << 20) as store:
+        with pytest.raises(StoreFull):
+            await append_for_ever(store)
+        last = await store.last("a")
+        for turn in range(8):  # more than fits into what the large ones left
+            await store.append("acks", b"%d" % turn + bytes(4000))
+        with pytest.raises(StoreFull, match="small writes only"):
+            await store.append("a", bytes(50_000))
+        assert not (tmp_path / "s.db.reserve").exists()
+        await store.trim("a", 1)
+        assert await store.append("a", bytes(50_000)) == last + 1
+        assert (tmp_path / "s.db.reserve").exists()
+        assert await store.integrity() == []
+
+
+async def test_a_file_is_made_as_small_as_what_is_in_it(tmp_path: Path) -> None:
+    async with open_sqlite(tmp_path / "s.db") as store:
+        for _ in range(40):
+            await store.append("a", bytes(50_000))
+        await store.trim("a", 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.append, "b", b"beside it")
+            said = await store.compact()
+        before, now = (int(word) for word in said.split() if word.isdigit())
+        assert now < 200_000 < before
+        assert await store.first_after("a", 0) == Record(40, bytes(50_000))
+        assert await store.append("b", b"") == 2

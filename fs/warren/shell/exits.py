@@ -44,6 +44,9 @@ _NO_CONNECTION = {
 }  # fmt: skip
 
 
+_SERVER = " trace="  # in the words of every server of ours
+
+
 class Usage(Exception):
     """The command line is wrong: what, and the way out."""
 
@@ -91,11 +94,12 @@ def way_out(e: OSError, path: str) -> str:
         return "see what it says: warren token show DIR/token; without that file in --id DIR your name counts"
     above = path.rstrip("/").rpartition("/")[0] or "/"
     last = path.rstrip("/").rpartition("/")[2]
+    look = "warren stat" if _SERVER in (e.strerror or "") else "ls -ld"
     later = re.search(r"retry_after=([\d.]+)", e.strerror or "")
     return {
         NOT_FOUND: f"see what is there: warren ls {above}",
-        DENIED: "the server's --allow rows decide: warren help serve",
-        CONFLICT: f"see what stands there: warren stat {path}",
+        DENIED: _of_denial(e.strerror or "", path),
+        CONFLICT: f"see what stands there: {look} {path}",
         BUSY: f"try again in {later[1]} s" if later else "try again in a moment",
         UNAVAILABLE: f"try again in {later[1]} s" if later
         else "see whether the server runs; --at or $WARREN_AT says where it is",
@@ -103,6 +107,15 @@ def way_out(e: OSError, path: str) -> str:
         BAD_INPUT: f"see what it takes: warren {'ctl' if last in ('ctl', 'clone') else 'stat'} {path}",
         FULL: "make room there, then try again",
     }.get(of(e), "the trace id, if there is one, finds the cause at the server")
+
+
+def _of_denial(said: str, path: str) -> str:
+    """No row decides what a file is not for, and no server what the system forbids."""
+    if _SERVER not in said:
+        return f"the system forbids it; see who may: ls -ld {path}"
+    if "you may not" in said or "may not attach" in said or " denied: " not in said:
+        return "the server's --allow rows decide: warren help serve"
+    return f"see what it takes: warren stat {path}"
 
 
 def render() -> str:

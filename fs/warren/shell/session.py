@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from warren.auth.identity import Identity
     from warren.mount import Files
 
+FIRST = 5.0  # seconds in which a server that is there says its first word
+DEADLINE = 30.0
+
 Body = Callable[["Files"], Awaitable[int]]
 
 
@@ -71,7 +74,7 @@ async def _dialled(args: Namespace, body: Body) -> int:
         way_out = "say --id DIR, a folder that warren ca issue made"
         raise Stopped(errno.EINVAL, "it wants to know who you are", at, way_out, exits.USAGE)
     try:
-        session = dial(at, args.aname, identity=identity, expect=args.expect)
+        session = dial(at, args.aname, identity=identity, expect=args.expect, deadline=FIRST)
     except ValueError as e:
         way_out = "for example --at 'tcp!127.0.0.1!5640'"
         raise Stopped(errno.EINVAL, str(e), "", way_out, exits.USAGE) from None
@@ -79,6 +82,7 @@ async def _dialled(args: Namespace, body: Body) -> int:
         files = await session.__aenter__()
     except OSError as e:
         raise _unreached(e) from None
+    files.deadline = DEADLINE
     try:
         return await body(files)
     finally:

@@ -56,7 +56,7 @@ def run(args: Namespace) -> int:
                 failed = output.complain(e)
                 code = code or failed
         if args.follow and followed:
-            await _follow(followed, show)
+            await _follow(files, followed, show)
         show.end()
         return code
 
@@ -140,13 +140,36 @@ async def _more(it: _Followed, show: _Show) -> None:
         show.piece(it.path, data)
 
 
-async def _follow(followed: list[_Followed], show: _Show) -> None:
+async def _follow(files: Files, followed: list[_Followed], show: _Show) -> None:
+    """Show what is appended. A server that is away is waited for; a file that is another is opened anew."""
     import trio
 
+    away = ""
     while True:
-        for it in followed:
-            if (await it.file.stat()).size < it.at:
-                output.say(f"warren: {it.path}: it became shorter; reading it from its beginning")
-                it.at = 0
-            await _more(it, show)
+        try:
+            for it in followed:
+                await _look(files, it)
+                await _more(it, show)
+            away = ""
+        except OSError as e:
+            if exits.of(e) not in (exits.UNAVAILABLE, exits.TIMED_OUT):
+                raise
+            if not away:
+                away = e.strerror or str(e)
+                output.say(f"warren: {away}; waiting for it to come back")
         await trio.sleep(PAUSE)
+
+
+async def _look(files: Files, it: _Followed) -> None:
+    """See that it is the file that has the name now, and no shorter than what was shown of it."""
+    try:
+        size = (await it.file.stat()).size
+    except OSError as e:
+        if e.errno != errno.ESTALE:
+            raise
+        it.file = await files.open(it.path)
+        size = (await it.file.stat()).size
+        output.say(f"warren: {it.path}: its server was started anew; going on")
+    if size < it.at:
+        output.say(f"warren: {it.path}: it became shorter; reading it from its beginning")
+        it.at = 0

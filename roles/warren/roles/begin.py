@@ -9,6 +9,7 @@ was refused. After that all is said through its files.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -76,7 +77,15 @@ def _detached(
     state: State, roles: Mapping[str, str], mount: Mount | None, command: Command, pipe: int
 ) -> NoReturn:
     """In the fork: become a process without a terminal, and keep the hive. Never returns."""
-    code = 1
+    code, told = 1, False
+
+    def answer(**word: object) -> None:
+        nonlocal told
+        if not told:
+            told = True
+            os.write(pipe, json.dumps(word).encode())
+            os.close(pipe)
+
     try:
         os.setsid()
         if os.fork():
@@ -92,29 +101,30 @@ def _detached(
             os.dup2(fd, to)
         os.close(nothing)
         os.close(said)
-        code = _kept(state, roles, mount, command, pipe)
-    except BaseException:
+        code = _kept(state, roles, mount, command, answer)
+    except Refusal as e:
+        answer(kind=type(e).__name__, text=e.text, way_out=e.way_out)
+    except OSError as e:
+        where = e.filename if isinstance(e.filename, str) else state.directory
+        way_out = "make room there" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --state"
+        answer(kind="Refusal", text=f"{where}: {e.strerror}", way_out=way_out)
+    except BaseException as e:
+        answer(kind="Refusal", text=f"this is a defect of warren: {type(e).__name__}: {e}", way_out="tell us")
         traceback.print_exc()
         sys.stderr.flush()
     finally:
         os._exit(code)
 
 
-def _kept(state: State, roles: Mapping[str, str], mount: Mount | None, command: Command, pipe: int) -> int:
+def _kept(
+    state: State, roles: Mapping[str, str], mount: Mount | None, command: Command, answer: Callable[..., None]
+) -> int:
     def tell(said: str) -> None:
         os.write(2, f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {said}\n".encode())
-
-    def answer(**word: object) -> None:
-        os.write(pipe, json.dumps(word).encode())
-        os.close(pipe)
 
     with holding(state) as mine:
         if not mine:
             answer(mine=False)
             return 0
-        try:
-            keeper = Keeper(state, founded(state, roles, mount, tell), mount, command, tell)
-        except Refusal as e:
-            answer(kind=type(e).__name__, text=e.text, way_out=e.way_out)
-            return 1
+        keeper = Keeper(state, founded(state, roles, mount, tell), mount, command, tell)
         return trio.run(keeper.run, lambda: answer(mine=True))

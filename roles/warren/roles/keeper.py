@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ from warren.mount import dial
 from warren.roles import found
 from warren.roles.control import Control
 from warren.roles.library import Shelf
+from warren.roles.manifest import roles as role_names
 from warren.roles.mounts import WARREN, let_go, mounted
 from warren.roles.processes import Born, finish, rotate
 from warren.roles.state import QUEEN, Hive, State, check_roles
@@ -258,12 +260,15 @@ class Keeper:
 def with_roles(state: State, hive: Hive, roles: Mapping[str, str]) -> Hive:
     """HIVE with ROLES too. Refuses what no process could be."""
     check_roles(roles)
-    shelf = Shelf([state.roles])
+    shelf, there_are = Shelf([state.roles]), role_names([state.roles])
     for name, role in roles.items():
         try:
             shelf.read(f"{role}.role")
-        except OSError as e:
-            raise Refusal(f"{name}={role}: {e.strerror}", f"see {state.roles}, or warren help up") from None
+        except OSError:
+            near = get_close_matches(role, there_are, 1)
+            meant = f" (is {near[0]} meant?)" if near else ""
+            text = f"{name}={role}: there is no role {role}{meant}"
+            raise Refusal(text, f"the roles are {', '.join(there_are)}") from None
     merged = msgspec.structs.replace(hive, roles={**hive.roles, **roles})
     if not merged.joined and QUEEN not in merged.roles:
         raise Refusal("a hive needs a queen", "say queen=QueenPrimary too")

@@ -24,7 +24,8 @@ class Bearer(Identity):
     def token(self) -> bytes | None:
         try:
             return read_cap(self.cap)
-        except Refusal as e:  # it was there when the node was first reached; dialling again, this is an OSError
+        except Refusal as e:
+            # It was there when the node was first reached. To whom dials again this is as any other refusal.
             raise PermissionError(errno.EACCES, str(e)) from None
 
 

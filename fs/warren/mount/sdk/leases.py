@@ -1,4 +1,4 @@
-"""What is held for a time: a message, a task. Its lease is made longer meanwhile, and it is answered at the end.
+"""What is held for a time, a message or a task: extended meanwhile, and answered at the end.
 
     async with topic.receive() as messages:
         async for message in messages: ...       a step of the loop that ends without an error is its success
@@ -6,18 +6,20 @@
     await topic.receive().each(work, at_once=8)  the same with several at once; runs until WORK raises
 
     success    acknowledged, at the next step of the loop or at the end of the block
-    an error   given back, and raised again. GiveBack(delay) gives back and goes on
+    an error   given back, and raised again. After GiveBack(delay) `each` goes on; a loop says nack
     cancelled  given back at once, as far as that goes within 2 s
 
-A lease is extended whenever a third of it is over, by a task in the background, so work may last as long as it
-likes. If the node cannot be reached until the lease has ended, somebody else may get the same: that is what *at
-least once* means. `each` cancels the work then and goes on with what comes; the loop finds out when it answers,
-by FileExistsError (409). An answer whose reply was lost is given again while the lease lives, so it counts once.
+A lease is extended whenever a third of it is over, by a task in the background, so work may last as long as
+it likes. If the node cannot be reached until the lease has ended, somebody else may get the same: that is
+what *at least once* means. `each` cancels the work then and goes on with what comes; the loop finds out
+when it answers, by FileExistsError (409). An answer whose reply was lost is given again while the lease
+lives, so it counts once.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
@@ -118,7 +120,7 @@ class Leased:
             if self._working is not None:
                 self._working.cancel()
 
-    async def attempt(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def under(self, work: Callable[[], Awaitable[None]]) -> None:
         """WORK under the lease, and the answer: `ack`, or `nack` if it raises.
 
         If the lease ends first, WORK is cancelled and nothing is raised: somebody else will have it.
@@ -141,7 +143,7 @@ class Leased:
                     self.lost = True
 
     async def fail(self, e: BaseException) -> None:
-        """E ended the work on it: give it back, if it was not answered. What that is refused is only noted."""
+        """E ended the work on it: give it back, if it was not answered. If that fails, E says so."""
         if self.answered:
             return
         delay = e.delay if isinstance(e, GiveBack) else None
@@ -178,8 +180,8 @@ class Leases(Generic[L]):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        """Answer what is held. GiveBack ends here; the loop it left is over."""
+    ) -> None:
+        """Answer what is held."""
         self._open = False
         held, self._held = self._held, None
         if held is not None and not held.answered:
@@ -187,7 +189,6 @@ class Leases(Generic[L]):
                 await held.ack()
             else:
                 await held.fail(value)
-        return isinstance(value, GiveBack)
 
     def __aiter__(self) -> AsyncIterator[L]:
         return self
@@ -214,7 +215,7 @@ class Leases(Generic[L]):
             while True:
                 held = await self._next()
                 held.hold()
-                await held.attempt(lambda: work(held))
+                await held.under(partial(work, held))
 
         async def first_error() -> None:
             try:

@@ -6,11 +6,11 @@
         async for message in messages:
             message.body, message.id, message.attempt, message.head["key"]
 
-**A send whose reply was lost is safe.** Each has an idempotency key, made here unless one is given, and each try
-carries the same: the topic sends once, and tells a later try the id of the first (`dup` is then true). A topic
-knows a key for its `dedupe=` time, 300 s unless it was set otherwise, so no try is made later than SAFE seconds
-after the first. An error that leaves the outcome unknown has the key in its notes: a send with that key and the
-same body may still be made within the time.
+**A send whose reply was lost is safe.** Each has an idempotency key, made here unless one is given, and
+each try carries the same: the topic sends once, and tells a later try the id of the first (`dup` is then
+true). A topic knows a key for its `dedupe=` time, 300 s unless it was set otherwise, so no try is made
+later than SAFE seconds after the first. An error that leaves the outcome unknown has the key in its notes:
+a send with that key and the same body may still be made within the time.
 
 `echo … > /mailbox/orders/send` has no key. When its reply is lost, nobody knows.
 
@@ -104,7 +104,8 @@ class Message(Leased):
         await ask(self.node, self.path, f"{self.id} {self._lease}")
 
     async def _back(self, why: str, delay: float | None) -> None:
-        await ask(self.node, self.path, f"nack {self.id} {self._lease}" + ("" if delay is None else f" delay={delay:g}s"))
+        line = f"nack {self.id} {self._lease}"
+        await ask(self.node, self.path, line + ("" if delay is None else f" delay={delay:g}s"))
 
     async def _extend(self, seconds: float) -> None:
         await ask(self.node, self.path, f"extend {self.id} {self._lease} {seconds:g}s")

@@ -3,16 +3,17 @@
     async with node() as n: ...                       where the environment says; see `place`
     async with node("tls!hub!5640", id=folder, cap=file, expect="role/QueenPrimary/*", deadline=20) as n: ...
 
-**Deadline.** Each call has one, 60 s from its beginning unless it or the node is given another. A call to which
-there is no answer within `request` seconds counts as one that failed. Who waits for a message or a task waits
-as long as it takes; there the deadline begins with the first failure in a row.
+**Deadline.** Each call has one, 60 s from its beginning unless it or the node is given another. A call to
+which there is no answer within `request` seconds counts as one that failed. Who waits for a message or a
+task waits as long as it takes; there the deadline begins with the first failure in a row.
 
-**A node that is away** is dialled again, also the first time, until the deadline. A refusal to have us (a revoked
-or foreign certificate, a token that is over) is raised at once.
+**A node that is away** is dialled again, also the first time, until the deadline. A refusal to have us (a
+revoked or foreign certificate, a token that is over) is raised at once.
 
-**Back-pressure.** At most `in_flight` calls are under way; further ones wait their turn, first come first served.
-A call that pauses before its next try holds no place, so a full topic does not keep acknowledgements out. Who
-waits for a message holds none either: of these the server counts how many it lets wait.
+**Back-pressure.** At most `in_flight` calls are under way; further ones wait their turn, first come first
+served. A call that pauses before its next try holds no place, so a full topic does not keep
+acknowledgements out. Who waits for a message holds none either: of these the server counts how many it lets
+wait.
 
 A Node is used by the tasks of one trio loop. Leaving the block gives up what is under way.
 """
@@ -74,7 +75,7 @@ class Node:
         return await self.do(path, lambda tries: self.files.read(path), deadline=deadline)
 
     async def write(self, path: str, data: Buffer, *, deadline: float | None = None) -> None:
-        """One write, as a shell's `echo` makes it. **ConnectionResetError: nobody knows whether it was done.**
+        """One write, as a shell's `echo` makes it. **ConnectionResetError: its outcome is unknown.**
 
         It is tried again only after an answer that says that nothing was done. Where that is not enough,
         write to a file that takes an idempotency key. Cancelled: it was not done, or it was.
@@ -106,8 +107,9 @@ class Node:
                 return await work(tries)
 
         return await persist(
-            one, self.patience, what=path, peer=self.files.peer, deadline=deadline, repeats=repeats, waits=waits
-        )
+            one, self.patience, what=path, peer=self.files.peer, deadline=deadline,
+            repeats=repeats, waits=waits,
+        )  # fmt: skip
 
 
 class node(AbstractAsyncContextManager[Node]):

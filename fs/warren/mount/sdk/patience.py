@@ -5,9 +5,9 @@
     told(e)         how many seconds the server asks for: `retry_after=`
     persist(...)    do it until it succeeds, is refused, or the deadline is there
 
-Between tries there is a pause of full jitter: as likely nothing as all of a time that begins with `base` and
-doubles up to `longest`. What a server asks for is waited for besides, all of it. A pause that would end behind
-the deadline is not made: the error is raised at once, with a note of how often it was tried.
+Between tries there is a pause of full jitter: as likely nothing as all of a time that begins with `base`
+and doubles up to `longest`. What a server asks for is waited for besides, all of it. A pause that would end
+behind the deadline is not made: the error is raised at once, with a note of how often it was tried.
 
 An error says what came of the last try. If an earlier try may have been done, a note says so: the outcome is
 then unknown, whatever the last one was told.

@@ -66,10 +66,10 @@ def place(
     parse(at)
     token = os.fspath(cap) if cap is not None else _first(environ, CAP)
     if _TOKEN in token or "\n" in token:
-        raise ValueError("WARREN_CAP names a file with a token, never the token: write it to a file, mode 600")
+        raise ValueError("WARREN_CAP names a file, mode 600, with a token; the token itself is no place")
     if not at.startswith("tls!"):
         if token:
-            raise ValueError(f"{at} is shown no token, so WARREN_CAP would narrow nothing; use tls!, or unset it")
+            raise ValueError(f"{at} is shown no token, so WARREN_CAP narrows nothing; use tls!, or unset it")
         return Place(at)
     folder = os.fspath(id) if id is not None else _first(environ, ID)
     return Place(at, Path(folder) if folder else _only(state / "pki", at), Path(token) if token else None)

@@ -7,8 +7,8 @@
     await n.storage.name("front-page", address)             what has no name may be collected
 
 **A put whose reply was lost is safe**: the same content has the same address, and lies there once. Each try
-sends all of it. What the storage answers is compared with what was sent, and what is read with its address, so
-neither a network nor a disk can change a byte unseen.
+sends all of it. What the storage answers is compared with what was sent, and what is read with its address,
+so neither a network nor a disk can change a byte unseen.
 
 A put or get has a second more for each MiB than other calls.
 """
@@ -19,12 +19,13 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 import trio
-from warren.mount.sdk.patience import Tries
+from warren.mount.sdk.patience import UNKNOWN, Tries
 
 if TYPE_CHECKING:
     from warren.mount.sdk.node import Node
@@ -76,6 +77,9 @@ class Storage:
                 await give(write)
                 await file.fsync()  # a close would commit as well, and has no voice
                 address = (await file.pread(4096, 0)).decode("ascii", "replace").strip()
+            if not address:
+                # Another descriptor answered: the one that stored it went with its connection.
+                raise ConnectionResetError(errno.ECONNRESET, f"the answer was lost; {UNKNOWN}", path)
             if address != f"sha256:{found.hexdigest()}":
                 text = f"what was sent is sha256:{found.hexdigest()}, the storage says {address[:80]!r}"
                 raise OSError(errno.EBADMSG, text, path)
@@ -113,8 +117,8 @@ class Storage:
             raise OSError(errno.EFBIG, text, f"{self.path}/{address}")
 
         async def work(tries: Tries) -> bytes:
-            pieces = [piece async for piece in self._pieces(address, size)]
-            return b"".join(pieces)
+            async with aclosing(self._pieces(address, size)) as coming:
+                return b"".join([piece async for piece in coming])
 
         path = f"{self.path}/{address}"
         return await self.node.do(path, work, deadline=self._deadline(deadline, size))
@@ -131,20 +135,20 @@ class Storage:
 
         async def work(tries: Tries) -> None:
             async with await trio.open_file(aside, "wb") as file:
-                async for piece in self._pieces(address, size):
-                    await file.write(piece)
+                async with aclosing(self._pieces(address, size)) as coming:
+                    async for piece in coming:
+                        await file.write(piece)
                 await trio.to_thread.run_sync(_settled, file.wrapped)
             os.replace(aside, where)
 
         try:
-            await self.node.do(
-                f"{self.path}/{address}", work, deadline=self._deadline(deadline, size)
-            )
+            path = f"{self.path}/{address}"
+            await self.node.do(path, work, deadline=self._deadline(deadline, size))
         finally:
             aside.unlink(missing_ok=True)
         return size
 
-    async def _pieces(self, address: str, size: int) -> AsyncIterator[bytes]:
+    async def _pieces(self, address: str, size: int) -> AsyncGenerator[bytes, None]:
         """The content, piece by piece; the end is reached only if it is what the address says."""
         path, found, at = f"{self.path}/{address}", hashlib.sha256(), 0
         file = await self.node.files.open(path)

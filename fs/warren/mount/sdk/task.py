@@ -6,13 +6,13 @@
         async for task in tasks:
             task.result = await build(task.body)
 
-**An enqueue whose reply was lost is safe**: each task has an effect id, made here unless one is given, and a
-queue takes one task for an effect. It remembers what was done for its `keep=` time, and so many effects and no
-more, so a busy queue wants a short `keep=`.
+**An enqueue whose reply was lost is safe**: each task has an effect id, made here unless one is given, and
+a queue takes one task for an effect. It remembers what was done for its `keep=` time, and so many effects
+and no more, so a busy queue wants a short `keep=`.
 
-**Done once.** `result` is recorded for the effect once. If it was done before, by whomever, `task.dup` is true
-and `task.result` is the first result. `task.fence` tells whoever is called for the task's sake that we still hold
-it: of two fences of one task the newer is the greater.
+**Done once.** `result` is recorded for the effect once. If it was done before, by whomever, `task.dup` is
+true and `task.result` is the first result. `task.fence` tells whoever is called for the task's sake that we
+still hold it: of two fences of one task the newer is the greater.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Queue:
         Cancelled: it was taken, or not; the same again with the same EFFECT is safe.
         """
         named = effect or secrets.token_hex(16)
-        said: dict[str, object] = {"effect": named, "key": key, "prio": prio, "delay": delay and f"{delay:g}s"}
-        said["max_attempts"] = max_attempts
+        said: dict[str, object] = {"effect": named, "key": key, "prio": prio, "max_attempts": max_attempts}
+        said["delay"] = delay and f"{delay:g}s"
         head = pairs({word: value for word, value in said.items() if value} | {"len": len(body)})
         written = f"{head}\n\n".encode() + body
         path = f"{self.path}/enq.h"

@@ -1,4 +1,4 @@
-"""What the files of topics and queues have in common: lines of `key=value`, and a body behind an empty line."""
+"""What the files of topics and queues have in common: `key=value` words, an empty line, a body."""
 
 from __future__ import annotations
 
@@ -44,24 +44,28 @@ async def ask(node: Node, path: str, line: str) -> dict[str, str]:
 
 
 async def take(node: Node, path: str, options: str) -> bytes:
-    """What one open of PATH gives when these OPTIONS were written to it; b"" if nothing comes in WAIT seconds.
+    """What one open of PATH gives after these OPTIONS were written; b"" if nothing comes in WAIT seconds.
 
     Cancelled: nothing was taken, or it is given back.
     """
 
     options += f" wait={WAIT:g}s"
+    limit = WAIT + node.files.deadline
 
     async def work(tries: Tries) -> bytes:
         file = await node.files.open(path, os.O_RDWR | os.O_NONBLOCK)
         data, total = b"", 1
         try:
             await file.write(options.encode())
-            with trio.move_on_after(WAIT + node.files.deadline) as patience:
+            with trio.move_on_after(limit) as patience:
                 data = await file.record()
             if patience.cancelled_caught:
-                raise TimeoutError(errno.ETIMEDOUT, f"no answer within {WAIT + node.files.deadline:g} s", path)
+                raise TimeoutError(errno.ETIMEDOUT, f"no answer within {limit:g} s", path)
             total = _total(data)
-            while len(data) < total and (more := await file.pread(total - len(data), len(options) + len(data))):
+            while len(data) < total:
+                more = await file.pread(total - len(data), len(options) + len(data))
+                if not more:
+                    raise OSError(errno.EBADMSG, f"{len(data)} of {total} bytes came", path)
                 data += more
         finally:
             try:

@@ -110,7 +110,7 @@ class Storage(Dir):
         async with self._loading:
             if self.loaded:
                 return
-            there = await trio.to_thread.run_sync(lambda: {b.hex: b.size for b in self.shelf.scan()})
+            there = await trio.to_thread.run_sync(self.shelf.tidied)
             await self.accounts.load(there.get)
             await self.refs.load()
             self.blobs, self.bytes = len(there), sum(there.values())
@@ -306,7 +306,7 @@ class StorageCtl(Ctl):
     @verb
     async def verify_(self, address: str) -> str:
         """Hash all of a blob, and say whether it is what was stored."""
-        return await verify(self.storage.reads, hex_of(address))
+        return await verify(self.storage.reads, self.storage.turns, hex_of(address))
 
     @verb
     async def quota(self, subject: str, size: str) -> str:

@@ -27,6 +27,7 @@ from warren.tree import Bytes, Refused
 CHUNK: Final = 64 << 10
 EMPTY: Final = hashlib.sha256().hexdigest()
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAKE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _HEX: Final = frozenset("0123456789abcdef")
 
@@ -165,7 +166,7 @@ class Shelf:
         for name in os.listdir(self.fd):
             if len(name) != 2 or not _HEX.issuperset(name):
                 continue
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+            fd = os.open(name, _FOLDER, dir_fd=self.fd)
             try:
                 for found in os.listdir(fd):
                     if is_hex(found) and found.startswith(name):
@@ -178,6 +179,20 @@ class Shelf:
                 os.close(fd)
 
     # Changing
+
+    def tidied(self) -> dict[str, int]:
+        """The size of every blob, once lists that a crash left without theirs are gone. For a thread, and
+        before anything is put."""
+        there = {lying.hex: lying.size for lying in self.scan()}
+        for n in range(256):
+            fd = os.open(f"{n:02x}", _FOLDER, dir_fd=self.fd)
+            try:
+                for name in os.listdir(fd):
+                    if name.endswith(".chunks") and name.removesuffix(".chunks") not in there:
+                        os.unlink(name, dir_fd=fd)
+            finally:
+                os.close(fd)
+        return there
 
     def begin(self) -> "Coming":
         """A new body, in a file of its own."""
@@ -216,7 +231,7 @@ class Shelf:
         os.fsync(self.fd)
 
     def _sync(self, name: str) -> None:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.fd)
+        fd = os.open(name, _FOLDER, dir_fd=self.fd)
         try:
             os.fsync(fd)
         finally:
@@ -230,7 +245,7 @@ class Shelf:
 
     def sweep(self, only: str = "") -> None:
         """Remove what a crash left behind, or with ONLY what begins so."""
-        fd = os.open("new", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fd)
+        fd = os.open("new", _FOLDER, dir_fd=self.fd)
         try:
             for name in os.listdir(fd):
                 if name.startswith(only):

@@ -11,13 +11,14 @@ from typing import Final
 import trio
 from warren.servers.storage.reading import Reads
 from warren.servers.storage.shelf import CHUNK, Damaged
+from warren.servers.storage.turns import Turns
 from warren.tree import Refused
 
 _AT_ONCE: Final = 64 * CHUNK  # between two looks whether it was cancelled
 _SHOWN: Final = 16
 
 
-async def verify(reads: Reads, hex: str) -> str:
+async def verify(reads: Reads, turns: Turns, hex: str) -> str:
     """Hash a whole blob; a refusal names the chunks that are corrupt. Cancelled has no effect."""
     shelf = reads.shelf
     fd = shelf.open_plain(hex)
@@ -38,7 +39,9 @@ async def verify(reads: Reads, hex: str) -> str:
     try:
         os.close(shelf.open(hex).fd)
     except Damaged as e:
-        await trio.to_thread.run_sync(shelf.relist, hex, size, bytes(digests))
+        async with turns(hex):  # or gc may take the blob and leave the list
+            if shelf.find(hex) is not None:
+                await trio.to_thread.run_sync(shelf.relist, hex, size, bytes(digests))
         return f"{says}; {e}, and was written anew"
     return says
 

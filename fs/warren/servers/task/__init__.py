@@ -31,8 +31,8 @@ an effect id is recorded once: the second `done` is told the first result, and s
 again. Effects are remembered for `keep`. A queue that remembers as many as it may refuses further ones (429).
 
 **Moving.** What `drain` gave restores elsewhere to the same order, attempts and effects, under a new
-generation, so that no fence from before counts. Reading `drain` again gives the same, until the queue is
-removed or resumed.
+generation, so that no fence from before counts. Workers wait meanwhile. Reading `drain` again gives the same,
+until the queue is removed or resumed.
 
 Everything is in the store, leases and attempts too, so another process can go on where this one stopped.
 `keep` sees to what comes by time alone; run it beside. Without it that happens at the next use.

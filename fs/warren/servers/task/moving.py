@@ -42,9 +42,7 @@ async def drain(queue: TaskQueue) -> deque[bytes]:
     await trio.lowlevel.checkpoint_if_cancelled()
     state = await queue.fresh()
     if not state.drained:
-        batch = queue.do(Drain(state.t))
-        queue.refuse(Refused(409, "the queue was drained", reason="drained"))
-        await queue.settle(batch)
+        await queue.settle(queue.do(Drain(state.t)))
     else:
         await queue.barrier()
     return given(queue.name, queue.state)
@@ -68,7 +66,7 @@ async def resume(queue: TaskQueue) -> str:
     if not state.drained:
         return f"generation={state.generation}"
     generation = queue.journal.next
-    await queue.settle(queue.do(Resume(state.t, generation)))
+    await queue.settle(queue.do(Resume(queue.time(), generation)))
     return f"generation={generation}"
 
 
@@ -184,7 +182,7 @@ async def restore(queue: TaskQueue, data: bytes) -> str:
     head, *parts = state.dump()
     assert isinstance(head, Snapshot)
     head = msgspec.structs.replace(
-        head, t=now.t, generation=0, next=max(now.next, state.next), drained=False
+        head, t=queue.time(), generation=0, next=max(now.next, state.next), drained=False
     )
     batch = queue.do(head)
     for part in parts:

@@ -164,13 +164,9 @@ class TaskQueue:
     def end(self) -> None:
         """The queue is no more."""
         self.gone, self.stale = True, False
-        self.refuse(Refused(404, "the queue was removed"))
-
-    def refuse(self, error: Refused) -> None:
-        """Nobody who waits will get anything."""
         while self.readers:
             reader = self.readers.popleft()
-            reader.error = error
+            reader.error = Refused(404, "the queue was removed")
             reader.wake()
 
     def do(self, record: Record) -> Batch:

@@ -121,6 +121,8 @@ class State:
     @property
     def due(self) -> float | None:
         """When something happens by itself next."""
+        if self.drained:
+            return None
         times = [heap[0][0] for heap in (self._timers, self._windows) if heap]
         return min(times, default=None)
 
@@ -144,6 +146,8 @@ class State:
         if isinstance(record, Snapshot):
             self._begin(record, seq)
             return
+        if isinstance(record, Resume):
+            self.drained = False
         self.advance(record.t)
         match record:
             case Made():
@@ -168,14 +172,16 @@ class State:
             case Drain():
                 self._drain()
             case Resume():
-                self.drained, self.generation = False, record.generation
+                self.generation = record.generation
                 self._tell("resumed", generation=record.generation)
             case End():
                 self.ended = True
         self._press()
 
     def advance(self, t: float) -> None:
-        """Let happen what is due until then."""
+        """Let happen what is due until then. A drained queue stands still: it stays what was given."""
+        if self.drained:
+            return
         while self._timers and self._timers[0][0] <= t:
             when, number = heappop(self._timers)
             self._fire(when, number)

@@ -116,6 +116,8 @@ def draft(data: bytes) -> Draft:
     if found is None:
         raise Refused(400, "no empty line ends the headers")
     named, at = found
+    if "len" in named and named["len"] != str(len(data) - at):
+        raise Refused(422, f"{named['len'][:32]} bytes were declared, {len(data) - at} came")
     return Draft(
         data[at:],
         word("effect", named["effect"]) if "effect" in named else "",

@@ -67,7 +67,7 @@ async def enqueue(queue: TaskQueue, draft: Draft, by: str) -> str:
     await trio.lowlevel.checkpoint_if_cancelled()
     state = await queue.fresh()
     if state.drained:
-        raise drained(queue)
+        raise drained()
     if len(draft.body) > longest(queue):
         raise Refused(413, f"a task is at most {longest(queue)} bytes")
     if draft.effect and (before := _before(queue, draft)):
@@ -100,7 +100,7 @@ def _before(queue: TaskQueue, draft: Draft) -> str:
     return f"seq={number} dup=1 state={task.state}\n"
 
 
-def drained(queue: TaskQueue) -> Refused:
+def drained() -> Refused:
     says = "the queue was drained; restore it elsewhere, or resume it by its ctl"
     return Refused(409, says, reason="drained")
 
@@ -115,9 +115,7 @@ async def take(queue: TaskQueue, reader: Reader) -> Taken | None:
     """
     await trio.lowlevel.checkpoint_if_cancelled()
     state = await queue.fresh()
-    if state.drained:
-        raise drained(queue)
-    task = None if queue.readers else state.first()
+    task = None if queue.readers or state.drained else state.first()
     if task is not None:
         lease(queue, reader, task)
     elif reader.wait == 0:
@@ -304,6 +302,8 @@ async def requeue(queue: TaskQueue, word: str) -> str:
     """Put a dead task back in its place with no attempts counted, or `all` of them."""
     await trio.lowlevel.checkpoint_if_cancelled()
     state = await queue.fresh()
+    if state.drained:
+        raise drained()
     if word == "all":
         numbers = state.number_of(DEAD)
         if numbers:

@@ -70,6 +70,7 @@ class Answer(msgspec.Struct):
     message: _Message | None = None
     state: _State | None = None
     config: dict[str, Any] | None = None
+    cluster: dict[str, Any] | None = None
     seq: int = 0
     total: int = 0
     name: str = ""
@@ -123,7 +124,7 @@ class Engine:
     ) -> Found | None:
         """The newest message of a subject.
 
-        LEAST tells a place known to be taken on that subject: an answer older than that comes from a leader who
+        LEAST tells a place known to be taken there: an answer older than that comes from a leader who
         does not know everything yet, and is asked for again.
         """
 

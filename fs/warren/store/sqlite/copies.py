@@ -6,10 +6,10 @@
     NAME.db.restore        a copy that the next opening takes
     NAME.db.before         what was there before the last restore, with its -wal
 
-A copy is a database of its own, as it was at one moment, and compact. The one at `.restore` is taken under the
-lock of the store: its generation becomes greater than that of either file, it is made durable, and only then it
-takes the place. What was there is kept as `.before` until the next restore. A crash at any point leaves one of
-the two in place, or the next opening goes on where this one stopped.
+A copy is a database of its own, as it was at one moment, and compact. The one at `.restore` is taken under
+the lock of the store: its generation becomes greater than that of either file, it is made durable, and only
+then it takes the place. What was there is kept as `.before` until the next restore. A crash at any point
+leaves one of the two in place, or the next opening goes on where this one stopped.
 """
 
 from __future__ import annotations

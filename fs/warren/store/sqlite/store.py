@@ -21,7 +21,9 @@ import trio
 from warren.store.interface import (
     Change,
     Conflict,
+    Copy,
     Entry,
+    Incoming,
     Limits,
     Record,
     Statistics,
@@ -30,11 +32,14 @@ from warren.store.interface import (
     StoreFailed,
     StoreFull,
     Trimmed,
+    Upkeep,
     Watch,
     check_name,
     check_under,
 )
+from warren.store.sqlite.copies import Upload, problems, take
 from warren.store.sqlite.engine import Engine, Opened, open_file
+from warren.store.sqlite.file import STEPS
 from warren.store.sqlite.writer import Job, Writer
 
 T = TypeVar("T")
@@ -106,19 +111,22 @@ class _SqliteWatch(Watch):
         await trio.lowlevel.checkpoint()
 
 
-class SqliteStore(Store):
+class SqliteStore(Store, Upkeep):
     """A durable store. Made by `open_sqlite`."""
 
     def __init__(self, opened: Opened, limits: Limits, tombstones: int) -> None:
         self.limits = limits
         self._tombstones = tombstones
         self._reader = opened.reader
+        self._path = opened.engine.path
+        self._generation = opened.generation
         self._revision, self._floor = opened.revision, opened.floor
         self._deleted = dict(opened.deletions)
         self._readers: dict[str, trio.lowlevel.ParkingLot] = {}
         self._watches: dict[str, list[_SqliteWatch]] = {}
         self._appended = self._trimmed = self._put = self._removed = self._conflicts = 0
         self._queued = self._queued_bytes = 0
+        self._upkeep = trio.CapacityLimiter(1)  # a second copy at once would only make both slower
         self._closed = False
         self._failed: StoreFailed | None = None
         self._ended = trio.Event()
@@ -277,12 +285,14 @@ class SqliteStore(Store):
 
     # What writes share
 
-    async def _write(self, work: Callable[[Engine], T], tell: Callable[[T], None], size: int = 0) -> T:
+    async def _write(
+        self, work: Callable[[Engine], T], tell: Callable[[T], None], size: int = 0, *, alone: bool = False
+    ) -> T:
         self._check_open()
         if self._queued >= WAITING or (self._queued and self._queued_bytes + size > WAITING_BYTES):
             raise StoreFull(f"{self._queued} writes wait for the disk; try again when some are done")
         await trio.lowlevel.checkpoint_if_cancelled()
-        job = Job(work, tell, size, trio.lowlevel.current_task())
+        job = Job(work, tell, size, trio.lowlevel.current_task(), alone=alone)
         self._submit(job)
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -324,7 +334,29 @@ class SqliteStore(Store):
             for watch in beside:
                 watch.lot.unpark_all()
 
+    # What an operator wants
+
+    async def integrity(self) -> list[str]:
+        await self._turn()
+        return await trio.to_thread.run_sync(problems, self._path, limiter=self._upkeep)
+
+    async def copy(self) -> Copy:
+        await self._turn()
+        return await trio.to_thread.run_sync(take, self._path, limiter=self._upkeep)
+
+    def incoming(self) -> Incoming:
+        self._check_open()
+        return Upload(self._path, len(STEPS))
+
+    async def compact(self) -> str:
+        before, now = await self._write(lambda engine: engine.compact(), lambda _: None, alone=True)
+        return f"{before} bytes before, {now} now"
+
     # The store itself
+
+    @property
+    def generation(self) -> int:
+        return self._generation
 
     async def _turn(self) -> None:
         await trio.lowlevel.checkpoint()

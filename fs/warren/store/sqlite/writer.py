@@ -15,16 +15,19 @@ from typing import Any, Final
 
 import trio
 from warren.store.interface import StoreError, StoreFailed, StoreFull
-from warren.store.sqlite.engine import Engine, Trouble, busy, told
+from warren.store.sqlite.engine import Engine
+from warren.store.sqlite.file import Trouble, busy, told
 
 GROUP: Final = 1024
 GROUP_BYTES: Final = 16 << 20
+SMALL: Final = 4096  # bytes of a write that may use the reserve
+ROOM: Final = "there is room for small writes only; make room on the disk, or trim"
 
 
 class Job:
     """One write: its work in the thread, what its answer means to others, and who waits for it."""
 
-    __slots__ = ("_chance", "answer", "begun", "done", "error", "size", "task", "tell", "work")
+    __slots__ = ("_chance", "alone", "answer", "begun", "done", "error", "size", "task", "tell", "work")
 
     def __init__(
         self,
@@ -32,7 +35,10 @@ class Job:
         tell: Callable[[Any], None],
         size: int,
         task: trio.lowlevel.Task | None,
+        *,
+        alone: bool = False,
     ) -> None:
+        self.alone = alone  # it is no part of a transaction, and nothing else is done meanwhile
         self.work, self.tell, self.size, self.task = work, tell, size, task
         self.answer: Any = None
         self.error: StoreError | None = None
@@ -69,6 +75,7 @@ class Writer:
         self._token = trio.lowlevel.current_trio_token()
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._failed: StoreFailed | None = None
+        self._next: Job | None = None  # one that is done alone, after what came before it
         self.commits = 0
         # A daemon: a loop that was torn down without closing must not keep the process.
         self._thread = threading.Thread(target=self._run, name="warren-store", daemon=True)
@@ -114,11 +121,17 @@ class Writer:
         while len(group) < GROUP and size < GROUP_BYTES:
             try:
                 idle = bool(self._engine.unswept) and self._failed is None
-                job = self._queue.get(block=not group and not idle)
+                job = self._next or self._queue.get(block=not group and not idle)
+                self._next = None
             except queue.Empty:
                 break
             if job is None:
                 return group, False
+            if job.alone:
+                if not group:
+                    return [job], True
+                self._next = job
+                break
             group.append(job)
             size += job.size
         return group, True
@@ -133,13 +146,21 @@ class Writer:
     def _commit(self, group: list[Job]) -> None:
         engine = self._engine
         try:
+            if engine.tight:
+                engine.loosen()
+            if group[0].alone:
+                if group[0].begin():
+                    _evaluate(group[0], engine)
+                return
             engine.begin()
         except Trouble as e:
             self._give_up(group, told(engine.path, e), harmless=busy(e))
             return
         try:
             for job in group:
-                if job.begin():
+                if engine.tight and job.size > SMALL:
+                    job.error = StoreFull(f"{engine.path}: {ROOM}")
+                elif job.begin():
                     _evaluate(job, engine)
             engine.commit()
         except Trouble as e:
@@ -157,12 +178,16 @@ class Writer:
             error = told(self._engine.path, worse)
         for job in group:
             job.answer, job.error, job.done = None, None, False
-        if isinstance(error, StoreFull) and len(group) > 1:
+        full = isinstance(error, StoreFull)
+        if full and len(group) > 1:
             for job in group:
                 if self._failed is None:
                     self._commit([job])
+        elif full and not self._engine.tight and group[0].size <= SMALL:
+            self._engine.tighten()
+            self._commit(group)
         else:
-            self._give_up(group, error, harmless=isinstance(error, StoreFull))
+            self._give_up(group, error, harmless=full)
 
     def _give_up(self, group: list[Job], error: StoreError, *, harmless: bool) -> None:
         if not harmless:
