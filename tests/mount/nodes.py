@@ -3,8 +3,8 @@
     async with serving(tmp) as there: ...            there.address, there.mailbox, there.tree
     async with Line(there.address, tmp / "l") as line: ...     line.address leads to the same, until it is cut
 
-`line.cut` is where: after so many bytes towards the server, or towards the client. Then both ends are hung up,
-once; who dials again gets through.
+`line.cut` is where: after so many bytes towards the server, or towards the client. Then both ends are hung
+up, once; who dials again gets through.
 """
 
 from __future__ import annotations

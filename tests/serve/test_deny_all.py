@@ -34,6 +34,7 @@ from warren.servers.ram import Ram
 from warren.servers.role import RoleFiles
 from warren.servers.srv import Srv
 from warren.servers.storage import Storage
+from warren.servers.store import StoreTree
 from warren.servers.task import Tasks
 from warren.store import MemoryStore
 from warren.traces.audit import AuditMemory
@@ -120,11 +121,15 @@ def a_task(folder: Path) -> Node:
     return tasks
 
 
+def a_store(folder: Path) -> Node:
+    return StoreTree(MemoryStore())
+
+
 # How to build one of each. The key is the module of warren.servers.
 BUILT: dict[str, Callable[[Path], Node]] = {
     "ca": a_ca, "cap": a_cap, "demo": a_demo, "dev": a_dev, "disk": a_disk, "log": a_log,
     "mailbox": a_mailbox, "proc": a_proc, "ram": a_ram, "role": a_role, "srv": a_srv, "storage": a_storage,
-    "task": a_task,
+    "store": a_store, "task": a_task,
 }  # fmt: skip
 
 

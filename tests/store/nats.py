@@ -1,4 +1,7 @@
-"""Real nats-servers with JetStream, alone or three of them, on free ports and in a directory of their own."""
+"""Real nats-servers with JetStream, alone or three of them, on free ports and in directories of their own.
+
+They are started and not waited for: the store waits, as it does in life.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,9 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import trio
 
 
 def free_ports(count: int) -> list[int]:
@@ -25,8 +26,9 @@ def free_ports(count: int) -> list[int]:
 class Nats:
     """One server: `start` it, `kill` it, start it again."""
 
-    def __init__(self, folder: Path, port: int, *more: str) -> None:
-        self.folder, self.port, self.more = folder, port, more
+    def __init__(self, folder: Path, port: int, *more: str, jetstream: bool = True) -> None:
+        self.folder, self.port = folder, port
+        self.more = ("-js", "-sd", str(folder), *more) if jetstream else more
         self.process: subprocess.Popen[bytes] | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -39,22 +41,10 @@ class Nats:
         assert program, "nats-server is missing: apt-get install nats-server"
         with open(self.folder / "log", "ab") as log:
             self.process = subprocess.Popen(
-                [program, "-js", "-sd", self.folder, "-a", "127.0.0.1", "-p", str(self.port), *self.more],
+                [program, "-a", "127.0.0.1", "-p", str(self.port), *self.more],
                 stdout=log,
                 stderr=log,
             )
-
-    async def ready(self) -> None:
-        """Wait for the port to be open: the server's own word for it goes to a log."""
-        with trio.fail_after(10):
-            while True:
-                assert self.process is not None
-                assert self.process.poll() is None, (self.folder / "log").read_text()
-                try:
-                    await (await trio.open_tcp_stream("127.0.0.1", self.port)).aclose()
-                    return
-                except OSError:
-                    await trio.sleep(0.02)
 
     def kill(self) -> None:
         """As a power cut does, as far as a process can be cut."""
@@ -65,10 +55,10 @@ class Nats:
 
 
 @contextmanager
-def alone(folder: Path, *more: str) -> Iterator[Nats]:
+def alone(folder: Path, *more: str, jetstream: bool = True) -> Iterator[Nats]:
     """A single server, started; whoever connects waits for it."""
     (port,) = free_ports(1)
-    server = Nats(folder, port, *more)
+    server = Nats(folder, port, *more, jetstream=jetstream)
     server.start()
     try:
         yield server
@@ -76,9 +66,9 @@ def alone(folder: Path, *more: str) -> Iterator[Nats]:
         server.kill()
 
 
-@asynccontextmanager
-async def cluster(folder: Path) -> AsyncIterator[list[Nats]]:
-    """Three servers that know each other and have chosen who leads."""
+@contextmanager
+def cluster(folder: Path) -> Iterator[list[Nats]]:
+    """Three servers that know each other and choose who leads."""
     ports = free_ports(6)
     routes = ",".join(f"nats://127.0.0.1:{port}" for port in ports[3:])
     servers = [
@@ -91,8 +81,6 @@ async def cluster(folder: Path) -> AsyncIterator[list[Nats]]:
     try:
         for server in servers:
             server.start()
-        for server in servers:
-            await server.ready()
         yield servers
     finally:
         for server in servers:

@@ -84,6 +84,8 @@ def _fuse() -> Finding:
     helper = shutil.which("fusermount3") or shutil.which("fusermount")
     if helper is None:
         return Finding(LACKING, "no fusermount3, which mounts for users", costs, "install the package fuse3")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+        return Finding(BROKEN, "you may not open /dev/fuse", costs, "as root: chmod 666 /dev/fuse")
     return Finding(OK, f"{helper} mounts for users")
 
 

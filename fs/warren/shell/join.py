@@ -87,6 +87,7 @@ def _have_identity(args: Namespace, address: str, state: State) -> str:
     ticket = see_token(text, args.role, args.name)
     name = ticket.name.parts[-1]
     _see_place(state, name)
+    _see_role(state, args.role)
     pending, key = _pending(state, ticket)
     _say("key", f"this machine's own, in {pending}")
 
@@ -125,6 +126,22 @@ def _see_place(state: State, name: str) -> None:
     if state.file.exists() or (state.ca / "hive").exists():
         text = "it is the state of a hive of its own"
         raise Stopped(errno.EEXIST, text, str(state.directory), "give another --state DIR")
+
+
+def _see_role(state: State, role: str) -> None:
+    """The role must be one that can run here, before a token is spent on it."""
+    from warren.roles.manifest import BadRole, NoRole, load_role
+
+    try:
+        manifest = load_role(role, [state.roles])
+    except NoRole as e:
+        way_out = f"put {role}.role into {state.roles}, then join again; the token is still good"
+        raise Stopped(errno.ENOENT, e.strerror or "", "", way_out, exits.NOT_FOUND) from None
+    except BadRole as e:
+        raise Stopped(errno.EINVAL, str(e), "", "mend it, then join again", exits.BAD_INPUT) from None
+    if any(serve.server in ("ca", "cap") for serve in manifest.serves):
+        text = f"a {role} holds an authority, which is founded and not joined"
+        raise Stopped(errno.EINVAL, text, "", "found one: warren up", exits.BAD_INPUT)
 
 
 def _pending(state: State, ticket: Ticket) -> tuple[Path, PrivateKey]:

@@ -121,7 +121,7 @@ def _cannot_mount() -> str:
     if os.geteuid() == 0:
         return ""
     if not os.access("/dev/fuse", os.R_OK | os.W_OK):
-        return "you may not open /dev/fuse"
+        return "you may not open /dev/fuse (its mode is usually 666: ask whoever runs this machine)"
     return "" if shutil.which("fusermount3") else "there is no fusermount3, which mounts for users"
 
 

@@ -19,7 +19,7 @@ from warren.store.interface import Store, StoreFailed
 from warren.store.memory import MemoryStore
 from warren.store.sqlite import open_sqlite
 
-LACKING = "store nats:// needs packages that are not installed; add them with: pip install 'warren-9p[jetstream]'"
+LACKING = "store nats:// needs packages that are not here; add them: pip install 'warren-9p[jetstream]'"
 
 
 @asynccontextmanager

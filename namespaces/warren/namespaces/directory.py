@@ -10,8 +10,9 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
+import trio
 from warren.namespaces.reached import Path, longer, number, spell
 from warren.namespaces.readonly import ReadOnly
 from warren.namespaces.space import Member
@@ -22,6 +23,7 @@ from warren.tree.node import QTDIR, Qid
 T = TypeVar("T")
 _MISSING = (errno.ENOENT, errno.ENOTDIR)
 _O_EXCL = 0o200
+PATIENCE: Final = 1.0  # for what a tree that is elsewhere says of its root
 _DEV, _ERRSTR = ("dev",), ("dev", "errstr")
 
 
@@ -204,10 +206,13 @@ class SpaceDir(Node):
         return Attr(self.qid(), 0o40000 | self.mode)
 
     async def _attr_later(self, node: Awaitable[Node] | None, attr: Awaitable[Attr] | None) -> Attr:
+        found = self._bare()  # that something is mounted here is true all the same
         try:
-            found = await attr if attr is not None else await now((await node).attr())  # type: ignore[misc]
+            # Not for long: who lists the directory above asks for every tree in it, and one may be silent.
+            with trio.move_on_after(PATIENCE):
+                found = await attr if attr is not None else await now((await node).attr())  # type: ignore[misc]
         except OSError:
-            return self._bare()  # that something is mounted here is true all the same
+            pass
         return found._replace(qid=self.qid())
 
     async def _top(self) -> Node:

@@ -40,6 +40,9 @@ def founded(state: State, given: Mapping[str, str], mount: Mount | None, tell: T
         before = state.hive()
         hive = with_roles(state, before, given)
     else:
+        if any((state.directory / "pki/.joining").glob("*")):
+            text = f"{state.directory}: a warren join was begun here and has not come to an end"
+            raise Standing(text, "join again with the same token, or choose another --state")
         before = None
         hive = with_roles(state, new_hive({}), given or DEFAULT)
     if mount is not None and (there := at(mount.point)):
@@ -47,6 +50,9 @@ def founded(state: State, given: Mapping[str, str], mount: Mount | None, tell: T
         raise Standing(text, f"warren umount {mount.point}, or choose another --mount")
     for name in (CONTROL, *hive.roles):
         state.make_for(name)
+        addr = state.run(name) / "addr"
+        if addr.exists():  # of last time: nobody is to be looked for there before it is said anew
+            addr.replace(addr.with_name("addr.last"))
     if hive != before:
         state.write(hive)
     found.keep(state, hive, tell)

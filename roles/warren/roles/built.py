@@ -112,8 +112,8 @@ def _storage(role: Role, options: Mapping[str, str]) -> Built:
     from warren.servers.storage import Storage
 
     directory = role.state.directory / "store" / f"{role.name}.blobs"
-    quota = count(options.get("quota", "16G"))
-    return Built(Storage(directory, role.store, role.clock, quota=quota))
+    quota, largest = count(options.get("quota", "16G")), count(options.get("largest", "4G"))
+    return Built(Storage(directory, role.store, role.clock, quota=quota, largest=largest))
 
 
 def _disk(role: Role, options: Mapping[str, str]) -> Built:

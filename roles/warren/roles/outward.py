@@ -14,6 +14,7 @@ as it is taken into use, which the first byte tells, another is made, up to a li
 
 from __future__ import annotations
 
+import errno
 import random
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from warren.serve.export import Export
 from warren.serve.stream import serve_stream
 
 LOOK = 1.0
+PATIENCE: Final = 5.0  # for a connection and its handshake: whoever has our queen's port may be no queen
 _PAUSE: Final = (0.05, 5.0)
 
 
@@ -70,8 +72,11 @@ async def export_to(
 
     OFFERED is called when the connection is there, BEGUN when it is taken into use.
     """
-    plain = await connect(address)
-    channel = await secured(plain.socket, identity, expect, identity.export_context())
+    with trio.move_on_after(PATIENCE) as patience:
+        plain = await connect(address)
+        channel = await secured(plain.socket, identity, expect, identity.export_context())
+    if patience.cancelled_caught:
+        raise OSError(errno.ETIMEDOUT, f"{address}: no handshake within {PATIENCE:g} s")
     who = channel.who
     assert who is not None
     assert who.uri is not None

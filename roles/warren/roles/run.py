@@ -24,7 +24,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -134,11 +134,12 @@ class Role:
     def _port(self) -> int:
         """The port of last time, else the hive's, else any: the first that is free."""
         wished = [self.hive.port]
-        try:
-            said = (self.state.run(self.name) / "addr").read_text().splitlines()
-            wished[:0] = [int(line.rpartition("!")[2]) for line in said if line.startswith("tls!")]
-        except (FileNotFoundError, ValueError):
-            pass
+        for name in ("addr.last", "addr"):
+            try:
+                said = (self.state.run(self.name) / name).read_text().splitlines()
+                wished[:0] = [int(line.rpartition("!")[2]) for line in said if line.startswith("tls!")]
+            except (FileNotFoundError, ValueError):
+                continue
         for port in wished:
             with socket.socket() as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -148,6 +149,14 @@ class Role:
                     continue
                 return port
         return 0
+
+    def _tell_moved(self, names: Sequence[str]) -> None:
+        """Whoever has joined dials what it was told then: say so when that is another place now."""
+        for name in names:
+            port = name.rpartition("!")[2]
+            if name.startswith("tls!") and port != str(self.hive.port):
+                self.tell(f"port {self.hive.port} is taken; listening on {name}")
+                self.log.event("moved", address=name, wished=self.hive.port)
 
     # Running
 
@@ -177,6 +186,7 @@ class Role:
             ):
                 said = "".join(f"{name}\n" for name in names)
                 keyfiles.write_whole(self.state.run(self.name) / "addr", said.encode())
+                self._tell_moved(names)
                 for _ in manifest.exports_to:
                     nursery.start_soon(self._offer)
                 await self._first_word()

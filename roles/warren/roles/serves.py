@@ -80,7 +80,7 @@ SERVERS: Final[Mapping[str, Options]] = {
     "ram": {"size": count, "files": count, "dirs": names},
     "mailbox": {},
     "task": {},
-    "storage": {"quota": count},
+    "storage": {"quota": count, "largest": count},
     "disk": {"dir": _directory, "read-only": _yes},
     "demo": {},
 }

@@ -169,6 +169,8 @@ class State:
             raise Missing(
                 f"{self.directory}: there is no hive", f"make one: warren up --state {self.directory}"
             ) from None
+        except PermissionError:
+            raise Refusal(f"{self.directory}: it is another user's", "give a --state of yours") from None
         except (OSError, UnicodeDecodeError) as e:
             raise Refusal(f"{self.file}: {e}", "see who changed it") from None
         try:
@@ -211,6 +213,8 @@ class State:
             fd = os.open(self.directory / "lock", os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except PermissionError:
+            raise Refusal(f"{self.directory}: it is another user's", "give a --state of yours") from None
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

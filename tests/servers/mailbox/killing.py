@@ -45,7 +45,9 @@ class Victim:
         self.process: trio.Process | None = None
 
     async def start(self) -> None:
-        self.process = await trio.lowlevel.open_process(self.command, cwd=ROOT, stdout=subprocess.PIPE)
+        self.process = await trio.lowlevel.open_process(
+            self.command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
         assert self.process.stdout is not None
         with trio.fail_after(PATIENCE):
             assert await self.process.stdout.receive_some() == b"listening\n"
@@ -53,8 +55,11 @@ class Victim:
     async def kill(self) -> None:
         assert self.process is not None
         assert self.process.stdout is not None
+        assert self.process.stdin is not None
         self.process.kill()
-        await self.process.wait()
+        with trio.CancelScope(shield=True):
+            await self.process.wait()
+        await self.process.stdin.aclose()
         await self.process.stdout.aclose()
 
 

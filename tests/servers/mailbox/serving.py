@@ -1,5 +1,6 @@
 """A mailbox in a process of its own, to be killed: `python -m tests.servers.mailbox.serving STORE SOCKET`."""
 
+import os
 import sys
 import time
 
@@ -35,7 +36,10 @@ async def main(path: str, socket: str) -> None:
         export = Export(Dir({"mailbox": mailbox}), policy, AuditMemory(), TraceRing())
         async with listening(export, [f"unix!{socket}"]):
             print("listening", flush=True)
-            await trio.sleep_forever()
+            # Whoever started it is gone when this ends.
+            async with trio.lowlevel.FdStream(os.dup(0)) as stdin:
+                await stdin.receive_some()
+            nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

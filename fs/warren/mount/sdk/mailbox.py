@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from warren.mount.sdk.leases import Leased, Leases
 from warren.mount.sdk.patience import Tries
-from warren.mount.sdk.wire import answer, ask, parted, take
+from warren.mount.sdk.wire import answer, ask, make, parted, take
 from warren.tree.report import pairs
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ class Topic:
     def __init__(self, node: Node, path: str, group: str) -> None:
         self.node, self.path = node, path
         self._at = f"{path}/groups/{group}" if group else path
+
+    async def make(self) -> None:
+        """Make the topic, if it is not there. Cancelled: it was made, or not."""
+        await make(self.node, self.path)
 
     async def send(
         self, body: bytes, *, idem: str | None = None, key: str = "", corr: str = "", type: str = "",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from warren.mount.sdk.leases import Leased, Leases
 from warren.mount.sdk.patience import Tries
-from warren.mount.sdk.wire import answer, ask, parted, take
+from warren.mount.sdk.wire import answer, ask, make, parted, take
 from warren.tree import quote
 from warren.tree.report import legible, pairs
 
@@ -47,6 +47,10 @@ class Queue:
 
     def __init__(self, node: Node, path: str) -> None:
         self.node, self.path = node, path
+
+    async def make(self) -> None:
+        """Make the queue, if it is not there. Cancelled: it was made, or not."""
+        await make(self.node, self.path)
 
     async def enqueue(
         self, body: bytes, *, effect: str | None = None, key: str = "", prio: int = 0, delay: float = 0.0,

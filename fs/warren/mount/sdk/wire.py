@@ -36,6 +36,18 @@ def parted(data: bytes) -> tuple[dict[str, str], bytes]:
     return words(head), body
 
 
+async def make(node: Node, path: str) -> None:
+    """A directory at PATH, if there is none."""
+
+    async def work(tries: Tries) -> None:
+        try:
+            await node.files.mkdir(path)
+        except FileExistsError:
+            pass
+
+    await node.do(path, work)
+
+
 async def ask(node: Node, path: str, line: str) -> dict[str, str]:
     """One line to a file that takes lines, and what it says."""
     async with await node.files.open(path, os.O_RDWR) as file:

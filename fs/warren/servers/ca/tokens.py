@@ -1,10 +1,11 @@
 """Join tokens as the authority keeps them: by a hash, bounded, and each for one key.
 
     join/HASH       the name it is for, its end, who asked for it, and the key that took it with its answer
-    ca/generation   what the tokens of this store belong to
+    ca/generation   what the tokens of this store belong to, for whoever would void them by hand
 
-A store that comes from a backup would know a spent token as a fresh one. Whoever restores it forgets
-ca/generation, and with that every token before.
+A store that comes from a backup would know a spent token as a fresh one. So a token counts only in the
+generation of the store that it was made in, and a restore begins another. Whoever forgets ca/generation voids
+every token before, too.
 """
 
 from __future__ import annotations
@@ -135,13 +136,13 @@ class Tokens:
     async def _generation(self) -> str:
         while True:
             try:
-                return (await self.kept(self.store.get("ca/generation"))).value.decode()
+                made = (await self.kept(self.store.get("ca/generation"))).value.decode()
+                return f"{made}.{self.store.generation}"
             except NotFound:
                 pass
             try:
                 made = secrets.token_hex(8)
                 await self.kept(self.store.put("ca/generation", made.encode(), expect=0))
-                return made
             except Conflict:
                 continue
 

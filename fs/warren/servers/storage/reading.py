@@ -135,6 +135,7 @@ class Ahead:
 
     def __init__(self) -> None:
         self.ready = trio.Event()
+        self.wanted = True
         self.data: bytes | None = None  # None at last: something in it is corrupt
 
     def arrive(self, data: bytes | None) -> None:
@@ -154,7 +155,21 @@ class StoredHandle(Handle):
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         close(self._fd)
-        self._reads.windows += len(self._windows)
+
+    def close(self) -> None:
+        self.abandon()
+
+    def abandon(self) -> None:
+        for n in list(self._windows):
+            self._drop(n)
+
+    def _drop(self, n: int) -> None:
+        """A window is not wanted any more. Its room is free once no thread is at it."""
+        window = self._windows.pop(n)
+        if window.ready.is_set():
+            self._reads.windows += 1
+        else:
+            window.wanted = False
 
     def read(self, offset: int, count: int) -> Maybe[Bytes]:
         count = min(count, self._size - offset)
@@ -181,8 +196,7 @@ class StoredHandle(Handle):
     def _look_ahead(self, windows: range) -> bool:
         """See that the windows of a read and the one behind it are under way, if there is room for them."""
         for n in [n for n in self._windows if n < windows[0]]:
-            del self._windows[n]
-            self._reads.windows += 1
+            self._drop(n)
         end = (self._size - 1) // WINDOW
         wanted = [n for n in range(windows[0], min(windows[-1] + 1, end) + 1) if n not in self._windows]
         if len(wanted) > self._reads.windows:
@@ -197,6 +211,8 @@ class StoredHandle(Handle):
 
         def arrive(data: bytes | None) -> None:
             window.arrive(data)
+            if not window.wanted:
+                self._reads.windows += 1
             if data is not None:
                 self._reads.hashed += len(data)
                 self._reads.compared(self._hex, stamp, n)

@@ -161,7 +161,7 @@ class Lease(Node):
 
 class LeaseHandle(Handle):
     """One task. A read at 0 goes on where the last one ended, since kernels keep no offsets for streams. Any
-    offsets count from that of the first read: options written before have moved the position."""
+    other counts from that of the first read: options written before have moved the position."""
 
     record = True
     parks = True

@@ -168,7 +168,7 @@ async def restore(queue: TaskQueue, data: bytes) -> str:
     now = await queue.fresh()
     if now.tasks and not now.drained:
         raise Refused(409, f"{len(now.tasks)} tasks are here; restore into an empty queue", errno=ENOTEMPTY)
-    state = await trio.to_thread.run_sync(replay, data) if len(data) > 1 << 20 else replay(data)
+    state = (await trio.to_thread.run_sync(replay, data) if len(data) > 1 << 20 else replay(data)).settled()
     _fitting(queue, state)
     now = await queue.fresh()
     if now.tasks and not (now.drained and _same(now, state)):
@@ -177,8 +177,6 @@ async def restore(queue: TaskQueue, data: bytes) -> str:
     if now.effects.keys() - state.effects.keys():
         says = "it remembers effects that are not in what you restore; make another queue"
         raise Refused(409, f"the queue would forget what was done: {says}", errno=ENOTEMPTY)
-    if not state.drained:
-        state.apply(Drain(max(state.t, now.t)), 0)
     head, *parts = state.dump()
     assert isinstance(head, Snapshot)
     head = msgspec.structs.replace(

@@ -33,7 +33,7 @@ from warren.tree import Refused, Ring
 from warren.tree.ports import Clock
 from warren.tree.report import Events
 
-EVERY: Final = 4096  # records until a snapshot
+EVERY: Final = 4096
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Limits:
     effects: int = 16_384  # that a queue remembers
     effect_bytes: int = 8 << 20
     bytes: int = 256 << 20  # of tasks in all queues, which are kept in memory
-    every: int = EVERY
+    every: int = EVERY  # records until a snapshot, and at least
+    growth: int = 2  # times as many as it has parts
 
 
 class Taken(NamedTuple):
@@ -238,7 +239,8 @@ class TaskQueue:
     @property
     def _enough(self) -> int:
         state = self.state
-        return max(self.limits.every, 2 * (len(state.tasks) + len(state.effects) + len(state.finished)))
+        parts = len(state.tasks) + len(state.effects) + len(state.finished)
+        return max(self.limits.every, self.limits.growth * parts)
 
     async def _tidy(self) -> None:
         """Write a snapshot and forget what lies before. A failure is an event, nobody's error."""

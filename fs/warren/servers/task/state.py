@@ -47,6 +47,7 @@ from warren.servers.task.records import (
 READY, DELAYED, BLOCKED, LEASED, DEAD = "ready", "delayed", "blocked", "leased", "dead"
 COUNTED: Final = ("enqueued", "leased", "done", "failed", "expired", "returned", "died", "requeued")
 FINISHED: Final = 1024
+DRAINED: Final = "the queue was drained"
 _COST: Final = 256  # of a task, besides its body
 _STALE: Final = 64
 _SETTINGS: Final = Settings.__struct_fields__
@@ -276,7 +277,7 @@ class State:
 
     def _drain(self) -> None:
         for task in [task for task in self.tasks.values() if task.state == LEASED]:
-            task.why = "the queue was drained"
+            task.why = DRAINED
             self._return(task, self.t, counted=False, bury=False)
         self.drained = True
         self._tell("drained", tasks=len(self.tasks))
@@ -389,6 +390,27 @@ class State:
             state.apply(record, seq)
         return state
 
+    def settled(self) -> State:
+        """The same with nobody at work, and each task in the place that is its own, whatever was said of it.
+
+        This state is worth nothing afterwards.
+        """
+        state = State()
+        for name in ("t", "generation", "next", "settings", "pressed", "counts", "finished"):
+            setattr(state, name, getattr(self, name))
+        for known in self.effects.values():
+            state._know(known)
+        for _, task in sorted(self.tasks.items()):
+            was, task.state = task.state, ""
+            state._remember(task)
+            if was == LEASED:
+                task.mark, task.when, task.why = "", self.t, DRAINED
+            if was == DEAD:
+                state._to(task, DEAD)
+            else:
+                state._enter(task)
+        return state
+
     @property
     def whole(self) -> bool:
         """Whether no part of a snapshot is missing."""
@@ -424,6 +446,8 @@ class State:
             self.__dict__.update(coming.__dict__)
 
     def _restore(self, item: Item) -> None:
+        if item.task in self.tasks:
+            raise ValueError(f"task {item.task} comes twice")
         task = Task(item.task, item.sent, item.prio, item.key, item.effect, item.most, item.by, item.body)
         task.when, task.attempt, task.tries = item.when, item.attempt, item.tries
         task.mark, task.worker, task.why = item.mark, item.worker, item.why

@@ -24,7 +24,7 @@ import trio
 from warren.servers.task.queue import Reader, Taken, TaskQueue
 from warren.servers.task.records import ALL, Back, Done, Enq, Hb, Lease, Requeue, Set
 from warren.servers.task.settings import changed
-from warren.servers.task.state import DEAD, LEASED, Task, effect_size
+from warren.servers.task.state import DEAD, DRAINED, LEASED, Task, effect_size
 from warren.servers.task.words import Draft, term
 from warren.store import Batch
 from warren.tree import Refused
@@ -182,7 +182,7 @@ def _superseded(queue: TaskQueue, fence: Fence) -> Refused:
     state = queue.state
     task, finish = state.tasks.get(fence.task), state.finished.get(fence.task)
     if state.drained:
-        why = "the queue was drained"
+        why = DRAINED
     elif fence.generation != state.generation:
         why = f"the queue is in generation {state.generation}, the fence is of {fence.generation}"
     elif finish is not None:

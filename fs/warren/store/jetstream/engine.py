@@ -31,6 +31,8 @@ DELETED: Final = "KV-Operation"  # with DEL or PURGE: what a bucket's clients wr
 _NOT_FOUND: Final = 404
 _NO_MESSAGE, _WRONG_LAST = 10037, 10071
 _FULL: Final = frozenset((10023, 10028, 10047, 10077, 10122))
+# Another was faster to make it; or those who are to hold the replicas have not all been heard of yet.
+_SOON: Final = frozenset((10005, 10023, 10058, 10074))
 _MANY: Final = 100_000
 
 
@@ -102,14 +104,17 @@ class Engine:
 
     async def _make(self, config: dict[str, Any]) -> None:
         name, replicas = config["name"], config["num_replicas"]
-        found = await self.ask(f"STREAM.INFO.{name}")
-        if found.error is not None and found.error.code == _NOT_FOUND:
-            found = await self.ask(f"STREAM.CREATE.{name}", config)
-            if found.error is not None:  # perhaps another was faster
-                refused, found = found, await self.ask(f"STREAM.INFO.{name}")
-                if found.error is not None:
-                    found = refused
-        self._check(found)
+
+        async def there_or_made() -> Answer:
+            found = await self._once(f"STREAM.INFO.{name}", None)
+            if found.error is None or found.error.code != _NOT_FOUND:
+                return found
+            found = await self._once(f"STREAM.CREATE.{name}", config)
+            if found.error is not None and found.error.err_code in _SOON:
+                raise Unanswered(found.error.description)
+            return found
+
+        found = self._check(await self.patiently(there_or_made))
         there = (found.config or {}).get("num_replicas", replicas)
         if there < replicas:
             raise StoreFailed(
@@ -178,10 +183,15 @@ class Engine:
             over.deadline = trio.current_time() + self.patience
             doubt = ""
             while True:
-                if doubt and (place := await ours()) != 0:
+                if doubt:
+                    try:
+                        place = await ours()
+                    except StoreFailed as e:
+                        raise StoreFailed(f"{e}; the write may have been done") from None
                     if place is None:
                         raise Late
-                    return place
+                    if place:
+                        return place
                 try:
                     with trio.CancelScope(shield=True):
                         said = await self.line.ask(subject, data, headers, ANSWER)

@@ -61,21 +61,29 @@ class Line:
     async def run(
         self, patience: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Connect, and stay so until `close`. StoreFailed when nobody is reached within PATIENCE seconds."""
+        """Connect, and stay so until `close`; `up` says whether anybody was reached in PATIENCE seconds."""
         async with trio_asyncio.open_loop() as loop:
             self._loop, self._context = loop, contextvars.copy_context()
             try:
-                with trio.move_on_after(patience) as waited:
-                    await self._done(self._connect)
-                if waited.cancelled_caught:
-                    why = self.trouble or "no reason given"
-                    raise StoreFailed(f"{self.shown}: nobody answers there: {why}")
-                self.max_payload = self._client.max_payload
+                with trio.move_on_after(patience):
+                    try:
+                        await self._done(self._connect)
+                    except (nats.errors.Error, OSError) as e:
+                        self.trouble = str(e) or repr(e)
+                self.max_payload = self._client.max_payload if self._client.is_connected else 0
                 task_status.started()
-                await self._ended.wait()
+                if self.up:
+                    await self._ended.wait()
             finally:
                 with trio.CancelScope(shield=True), trio.move_on_after(2):
-                    await self._done(self._client.close)
+                    try:
+                        await self._done(self._client.close)
+                    except (nats.errors.Error, OSError):
+                        pass  # it was cut off already
+
+    @property
+    def up(self) -> bool:
+        return self.max_payload > 0
 
     async def _connect(self) -> None:
         await self._client.connect(
@@ -110,6 +118,8 @@ class Line:
                     return _message(found)
             except nats.errors.MaxPayloadError:
                 raise StoreFailed(f"{self.shown}: its max_payload is smaller than it was") from None
+            except nats.errors.NoRespondersError:
+                raise Unanswered("nobody is there for JetStream (nats-server -js)") from None
             except (nats.errors.Error, OSError) as e:
                 self._check_open()
                 raise Unanswered(self.trouble or repr(e)) from None

@@ -100,7 +100,7 @@ class Logs:
             if there.mark == lot.mark:
                 return found.at
             if there.first != lot.first:
-                raise StoreFailed(f"{topic}: the write may have been done, and is forgotten already")
+                raise StoreFailed(f"{topic}: what was written then is forgotten already")
             return None
 
         at = await engine.write(engine.logs, subject, encode_lot(lot), {}, tail.at, ours)

@@ -17,6 +17,7 @@ from warren.store.interface import (
     Statistics,
     Store,
     StoreClosed,
+    StoreFailed,
     Watch,
     check_name,
     check_under,
@@ -41,16 +42,19 @@ async def open_jetstream(
     watches. PATIENCE is the time in which a call is answered, or fails.
     """
     where = read_address(address, prefix)
+    again: list[Follower] = []
+    raised: BaseException | None = None
     async with trio.open_nursery() as nursery:
-        again: list[Follower] = []
 
         def came_back() -> None:
             for follower in again:
                 follower.begin_again()
 
         line = Line(where.servers, where.shown, came_back)
-        await nursery.start(line.run, patience)
         try:
+            await nursery.start(line.run, patience)
+            if not line.up:
+                raise StoreFailed(f"{line.shown}: nobody answers there: {line.trouble or 'no reason given'}")
             engine = Engine(line, where.prefix, where.replicas, patience)
             await engine.prepare()
             store = JetStreamStore(engine, max(tombstones, 1))
@@ -62,9 +66,13 @@ async def open_jetstream(
                 yield store
             finally:
                 await store.aclose()
-        finally:
-            line.close()
-            nursery.cancel_scope.cancel()
+        except BaseException as e:
+            raised = e  # it is the caller's, and no business of the tasks here
+        line.close()
+        nursery.cancel_scope.shield = True
+        nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
 
 
 @dataclass(frozen=True, slots=True)

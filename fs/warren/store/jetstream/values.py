@@ -127,7 +127,7 @@ class Values:
                 return 0
             if found.headers.get(MARK) == mark:
                 return found.at
-            raise StoreFailed(f"{key}: the write may have been done, and another came after it")
+            raise StoreFailed(f"{key}: another write came after it")
 
         return await engine.write(
             engine.values, self._subject(key), value, {MARK: mark, **headers}, after, ours
