@@ -125,14 +125,18 @@ proctype Receiver(byte me) {
 				:: else -> ok = false
 				fi
 			}
-		:: else
+		:: else -> skip
 		fi;
 		if
 		:: ok ->
 			/* Either it is acknowledged, or the lease runs out, or the process dies first. */
 			if
 			:: atomic {
-				live[m]--;
+				skip;
+				if
+				:: epoch == since -> live[m]--
+				:: else -> skip
+				fi;
 				if
 				:: state[m] == LEASED && holder[m] == me && epoch == since && decided < LOG ->
 					decide(DONE, m, me, at)
@@ -143,18 +147,22 @@ proctype Receiver(byte me) {
 			   :: ok ->
 				settle(at, since, ok);
 				atomic { if :: ok -> acked[m] = true :: else fi }
-			   :: else
+			   :: else -> skip
 			   fi
 			:: atomic {
-				live[m]--;
+				skip;
+				if
+				:: epoch == since -> live[m]--
+				:: else -> skip
+				fi;
 				if
 				:: state[m] == LEASED && holder[m] == me && epoch == since && decided < LOG ->
 					decide(OUT, m, 0, at)
-				:: else
+				:: else -> skip
 				fi
 			   }
 			fi
-		:: else
+		:: else -> skip
 		fi
 	   fi
 	:: decided >= LOG - 3 -> break
@@ -182,11 +190,12 @@ proctype Store() {
 		:: i < M ->
 			if
 			:: state[i] == LEASED -> state[i] = WAITS; holder[i] = 0
-			:: else
+			:: else -> skip
 			fi;
 			i++
 		:: else -> break
 		od;
+		live[0] = 0; live[1] = 0;
 		/* What was answered is in what is left. */
 		assert(!answered[0] || state[0] != ABSENT);
 		assert(!answered[1] || state[1] != ABSENT);

@@ -258,6 +258,25 @@ async def test_no_more_calls_are_under_way_than_was_said(tmp_path: Path) -> None
         assert most == 3
 
 
+async def test_who_waits_for_a_message_holds_no_place(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with serving(tmp_path) as there, node(there.address, in_flight=1) as n:
+        await n.mailbox("t").make()
+        async with trio.open_nursery() as nursery:
+
+            async def receive() -> None:
+                async with n.mailbox("t").receive() as messages:
+                    async for m in messages:
+                        assert m.body == b"x"
+                        break
+
+            nursery.start_soon(receive)
+            while (await stats(n))["readers"] == "0":
+                await wait_all_tasks_blocked()
+            began = trio.current_time()
+            await n.mailbox("t").send(b"x")
+        assert trio.current_time() - began < 1
+
+
 # Tasks
 
 

@@ -333,7 +333,7 @@ async def play(store: Store, script: Sequence[Step]) -> None:
         await model.check()
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(steps, min_size=20, max_size=80))
 def test_nothing_is_lost_done_twice_or_held_twice(script: list[Step]) -> None:
     trio.run(play, Fails(), script)

@@ -150,7 +150,7 @@ class BackupHandle(Handle):
 class Restore(Node):
     """A copy on its way back: in order, and committed whole by fsync or close."""
 
-    mode = 0o200
+    mode = 0o600
     swallows_truncate = True
     word = BLOB
 

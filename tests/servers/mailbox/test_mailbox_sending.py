@@ -197,7 +197,7 @@ async def test_what_is_longer_than_a_record_is_refused(autojump_clock: MockClock
 
 
 async def test_a_full_store_refuses_and_the_topic_goes_on(autojump_clock: MockClock) -> None:
-    async with box(a_mailbox(MemoryStore(capacity=6000))) as t:
+    async with box(a_mailbox(MemoryStore(capacity=6700))) as t:
         for _ in range(8):
             await t.send(bytes(500))
         with pytest.raises(OSError, match="507"):

@@ -187,11 +187,11 @@ class Tasks(Dir):
         """
         try:
             while True:
-                self._until = -inf
-                soonest = inf
+                soonest = self._until = inf
                 for node in list(self.queues.values()):
                     soonest = min(soonest, await self._tick(node.queue))
-                self._until = soonest
+                # What became due meanwhile, at a queue that was looked at before, said so to _soon.
+                self._until = soonest = min(soonest, self._until)
                 with trio.CancelScope() as self._nap:
                     if soonest == inf:
                         await trio.sleep_forever()

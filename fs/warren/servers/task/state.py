@@ -53,35 +53,6 @@ _STALE: Final = 64
 _SETTINGS: Final = Settings.__struct_fields__
 
 
-class Task:
-    """A task that is not done."""
-
-    __slots__ = (
-        "attempt", "body", "by", "effect", "key", "mark", "most", "number", "prio", "sent", "state", "tries",
-        "when", "why", "worker",
-    )  # fmt: skip
-
-    def __init__(
-        self, number: int, sent: float, prio: int, key: str, effect: str, most: int, by: str, body: bytes
-    ) -> None:
-        self.number, self.sent, self.prio, self.key, self.effect = number, sent, prio, key, effect
-        self.most, self.by, self.body = most, by, body
-        self.state, self.when = "", 0.0
-        self.attempt = 0  # how often it was handed out
-        self.tries = 0  # how often that counted, since it came or was requeued
-        self.mark = self.worker = self.why = ""
-
-    @property
-    def size(self) -> int:
-        return len(self.body) + _COST
-
-    def item(self) -> Item:
-        return Item(
-            self.number, self.sent, self.prio, self.key, self.effect, self.most, self.by, self.state,
-            self.when, self.attempt, self.tries, self.mark, self.worker, self.why, self.body,
-        )  # fmt: skip
-
-
 class State:
     """A queue."""
 
@@ -126,15 +97,6 @@ class State:
             return None
         times = [heap[0][0] for heap in (self._timers, self._windows) if heap]
         return min(times, default=None)
-
-    def first(self) -> Task | None:
-        """What would be handed out next."""
-        while self._heap:
-            task = self.tasks.get(self._heap[0][1])
-            if task is not None and task.state == READY:
-                return task
-            heappop(self._heap)
-        return None
 
     # What happens
 
@@ -281,66 +243,6 @@ class State:
             self._return(task, self.t, counted=False, bury=False)
         self.drained = True
         self._tell("drained", tasks=len(self.tasks))
-
-    # Places
-
-    def _to(self, task: Task, state: str) -> None:
-        if task.state:
-            self._in[task.state] -= 1
-        task.state = state
-        if state:
-            self._in[state] += 1
-
-    def _enter(self, task: Task) -> None:
-        """Take a place, behind those of the same key that came before."""
-        if task.key:
-            insort(self._chains.setdefault(task.key, []), task.number)
-            self._to(task, BLOCKED)
-            self._turn(task.key)
-        else:
-            self._stand(task, self.t)
-
-    def _turn(self, key: str) -> None:
-        """See that it is the first one's turn, unless one is leased."""
-        first, now = self._chains[key][0], self._turns.get(key)
-        if now is not None:
-            if now == first or self.tasks[now].state == LEASED:
-                return
-            self._to(self.tasks[now], BLOCKED)
-        self._turns[key] = first
-        self._stand(self.tasks[first], self.t)
-
-    def _stand(self, task: Task, t: float) -> None:
-        if task.when > t:
-            self._to(task, DELAYED)
-            self._later(task.when, task.number)
-        else:
-            self._to(task, READY)
-            self._offer(task)
-
-    def _leave(self, task: Task) -> None:
-        """Make room for the next of its key."""
-        self._to(task, "")
-        if task.key:
-            chain = self._chains[task.key]
-            del chain[bisect_left(chain, task.number)]
-            if self._turns.get(task.key) == task.number:
-                del self._turns[task.key]
-            if chain:
-                self._turn(task.key)
-            else:
-                del self._chains[task.key]
-
-    def _offer(self, task: Task) -> None:
-        heappush(self._heap, (-task.prio, task.number))
-        if len(self._heap) > 2 * self._in[READY] + _STALE:
-            self._heap = sorted((-k.prio, k.number) for k in self.tasks.values() if k.state == READY)
-
-    def _later(self, when: float, number: int) -> None:
-        heappush(self._timers, (when, number))
-        if len(self._timers) > 2 * (self._in[LEASED] + self._in[DELAYED]) + _STALE:
-            timed = [task for task in self.tasks.values() if task.state in (LEASED, DELAYED)]
-            self._timers = sorted((task.when, task.number) for task in timed)
 
     def _press(self) -> None:
         depth, s = self.depth, self.settings
