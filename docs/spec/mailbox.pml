@@ -5,7 +5,7 @@
  * log. A crash throws away the state and whatever was not written, and the state is made again from the log.
  * A lease can run out at any time after it was given.
  *
- *     spin -a mailbox.pml && cc -O2 -DSAFETY -o pan pan.c && ./pan
+ *     spin -a mailbox.pml && cc -O2 -DSAFETY -DCOLLAPSE -o pan pan.c && ./pan
  *
  * Checked: an answered send is in the log until it is acknowledged; no two hold a message under live leases;
  * what was acknowledged, and answered, is never handed out again. With -DEAGER an answer leaves before its
@@ -13,7 +13,7 @@
  */
 
 #define M 2		/* messages, one a sender */
-#define LOG 8		/* records */
+#define LOG 6		/* records */
 #define CRASHES 1
 
 #define SEND 0
@@ -72,12 +72,12 @@ inline settle(at, since, ok) {
 proctype Sender(byte m) {
 	byte at, since; bool ok = false;
 	do
-	:: ok || decided >= LOG - 4 -> break
+	:: ok || decided >= LOG - 2 -> break
 	:: else ->
 		atomic {
 			since = epoch;
 			if
-			:: state[m] == ABSENT && decided < LOG - 4 -> decide(SEND, m, 0, at)
+			:: state[m] == ABSENT && decided < LOG - 2 -> decide(SEND, m, 0, at)
 			:: state[m] != ABSENT -> at = decided	/* the idempotency key: the same answer */
 			:: else -> at = 255
 			fi
@@ -94,7 +94,7 @@ proctype Receiver(byte me) {
 	byte m, at, since; bool ok;
 	do
 	:: atomic {
-		decided < LOG - 3 ->
+		decided < LOG - 2 ->
 		since = epoch; ok = false;
 		if
 		:: m = 0
@@ -165,7 +165,7 @@ proctype Receiver(byte me) {
 		:: else -> skip
 		fi
 	   fi
-	:: decided >= LOG - 3 -> break
+	:: decided >= LOG - 2 -> break
 	:: true -> break
 	od
 }

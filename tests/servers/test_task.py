@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import cycle
 
@@ -12,6 +13,7 @@ from warren.check.tree import check_tree
 from warren.mount import Files
 from warren.servers.ram import Ram
 from warren.servers.task import Limits
+from warren.store import MemoryStore
 from warren.tree import Dir
 
 from tests.servers.clock import BEGAN
@@ -644,3 +646,46 @@ async def test_without_a_keeper_time_passes_at_the_next_use(autojump_clock: Mock
         await d.lease("for=1s wait=0s")
         await trio.sleep(1)
         assert (await d.lease()).attempt == "2"
+
+
+class Gated(MemoryStore):
+    """A store that can be told to let the writes of one topic wait."""
+
+    shut = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = trio.Event()
+
+    async def append_batch(
+        self, topic: str, batch: Sequence[bytes], *, expect_last: int | None = None
+    ) -> range:
+        if topic == self.shut:
+            await self.gate.wait()
+        return await super().append_batch(topic, batch, expect_last=expect_last)
+
+
+async def test_a_slow_queue_hides_no_time_from_another(autojump_clock: MockClock) -> None:
+    store = Gated()
+    async with desk(some_tasks(store)) as d:
+        await d.files.mkdir("/task/slow")
+        slow = Desk(d.files, d.export, "/task/slow")
+        await slow.enq(b"job")
+        async with slow.by("bob") as bob:
+            file = await bob.files.open(bob.path("lease"), STREAM)
+            assert await file.pread(20, 0)
+            store.shut = "task/slow"
+        await wait_all_tasks_blocked()  # the keeper writes what bob gave back
+        await d.enq(b"job")
+        await d.lease("for=1s wait=0s")
+        got: list[Got] = []
+
+        async def work() -> None:
+            got.append(Got(await d.raw("wait=1h")))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work)
+            await wait_all_tasks_blocked()
+            store.gate.set()
+        assert got[0].attempt == "2"
+        assert trio.current_time() < 2

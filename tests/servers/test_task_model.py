@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 from warren.servers.task import Limits, Tasks
 from warren.servers.task.moving import drain, replay, restore, resume
+from warren.servers.task.places import READY
 from warren.servers.task.queue import Reader, TaskQueue
 from warren.servers.task.records import pack, shown, unpack
-from warren.servers.task.state import READY
 from warren.servers.task.words import Draft
 from warren.servers.task.working import change, done, enqueue, fail, hb, release, requeue, take
 from warren.store import MemoryStore, Store, StoreFailed

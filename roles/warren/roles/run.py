@@ -24,8 +24,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 from warren.auth import keyfiles
@@ -48,8 +47,8 @@ from warren.serve.listen import listening
 from warren.servers.ca import JOINING, Ca, joining
 from warren.servers.log import Log
 from warren.servers.proc import Lifecycle, Proc
-from warren.store import MemoryStore, Store
-from warren.store.sqlite import open_sqlite
+from warren.store import Store
+from warren.store.open import open_store
 from warren.traces.audit import AuditFile
 from warren.traces.audit.text import audit_text
 from warren.traces.ring import TraceRing
@@ -163,7 +162,8 @@ class Role:
     async def run(self) -> None:
         """Serve until cancelled, which ends every connection."""
         manifest = self.inforce.manifest
-        async with self._stored(manifest.store) as self.store, trio.open_nursery() as nursery:
+        kept = open_store(manifest.store, self.state.directory / "store", self.name)
+        async with kept as self.store, trio.open_nursery() as nursery:
             beside: list[Beside] = [self.audit.keep, self.lifecycle.keep, self._know_queen]
             if self.hive.joined:
                 beside.append(self._keep_renewed)
@@ -193,16 +193,6 @@ class Role:
                 self.ready_ms = round((time.time() - self.begun) * 1000)
                 self.lifecycle.ready()
                 await self._hear()
-
-    @asynccontextmanager
-    async def _stored(self, store: str) -> AsyncIterator[Store]:
-        """What the role keeps things in."""
-        if store == "sqlite":
-            async with open_sqlite(self.state.directory / "store" / f"{self.name}.db") as durable:
-                yield durable
-        else:
-            async with MemoryStore() as passing:
-                yield passing
 
     def ca(self) -> Node:
         """The authority's tree, and the door for those who have no certificate yet."""

@@ -49,8 +49,12 @@ class Victim:
             self.command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         assert self.process.stdout is not None
+        said = b""
         with trio.fail_after(PATIENCE):
-            assert await self.process.stdout.receive_some() == b"listening\n"
+            while not said.endswith(b"\n"):
+                piece = await self.process.stdout.receive_some()
+                assert piece, f"it ended with {await self.process.wait()} and said {said!r}"
+                said += piece
 
     async def kill(self) -> None:
         assert self.process is not None

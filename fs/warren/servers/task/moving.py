@@ -21,10 +21,11 @@ from typing import Final
 
 import msgspec
 import trio
+from warren.servers.task.places import BLOCKED, DEAD, DELAYED, LEASED, READY
 from warren.servers.task.queue import TaskQueue, refusal
 from warren.servers.task.records import Drain, End, Made, Record, Resume, Snapshot, read, shown, unpack
 from warren.servers.task.settings import checked
-from warren.servers.task.state import BLOCKED, DEAD, DELAYED, LEASED, READY, State
+from warren.servers.task.state import State
 from warren.servers.task.words import WORD
 from warren.servers.task.working import RESULT, longest
 from warren.store import StoreError

@@ -96,33 +96,19 @@ class Places:
             heappop(self._heap)
         return None
 
-    def _to(self, task: Task, state: str) -> None:
-        if task.state:
-            self._in[task.state] -= 1
-        task.state = state
-        if state:
-            self._in[state] += 1
+    # What happens to a task, at T
 
-    def _enter(self, task: Task) -> None:
+    def enter(self, task: Task, t: float) -> None:
         """Take a place, behind those of the same key that came before."""
         if task.key:
             insort(self._chains.setdefault(task.key, []), task.number)
             self._to(task, BLOCKED)
-            self._turn(task.key)
+            self._turn(task.key, t)
         else:
-            self._stand(task, self.t)
+            self.stand(task, t)
 
-    def _turn(self, key: str) -> None:
-        """See that it is the first one's turn, unless one is leased."""
-        first, now = self._chains[key][0], self._turns.get(key)
-        if now is not None:
-            if now == first or self.tasks[now].state == LEASED:
-                return
-            self._to(self.tasks[now], BLOCKED)
-        self._turns[key] = first
-        self._stand(self.tasks[first], self.t)
-
-    def _stand(self, task: Task, t: float) -> None:
+    def stand(self, task: Task, t: float) -> None:
+        """Wait for `when`, or be ready."""
         if task.when > t:
             self._to(task, DELAYED)
             self._later(task.when, task.number)
@@ -130,7 +116,33 @@ class Places:
             self._to(task, READY)
             self._offer(task)
 
-    def _leave(self, task: Task) -> None:
+    def lease(self, task: Task, until: float) -> None:
+        """Handed out."""
+        self._to(task, LEASED)
+        self.extend(task, until)
+
+    def extend(self, task: Task, until: float) -> None:
+        """Leased until then instead."""
+        task.when = until
+        self._later(until, task.number)
+
+    def back(self, task: Task, after: float, t: float) -> None:
+        """No longer leased. An older one of the same key goes first."""
+        task.when = after
+        if task.key:
+            self._to(task, BLOCKED)
+            del self._turns[task.key]
+            self._turn(task.key, t)
+        else:
+            self.stand(task, t)
+
+    def bury(self, task: Task, t: float) -> None:
+        """Dead."""
+        self.leave(task, t)
+        self._to(task, DEAD)
+        task.when = t
+
+    def leave(self, task: Task, t: float) -> None:
         """Make room for the next of its key."""
         self._to(task, "")
         if task.key:
@@ -139,9 +151,48 @@ class Places:
             if self._turns.get(task.key) == task.number:
                 del self._turns[task.key]
             if chain:
-                self._turn(task.key)
+                self._turn(task.key, t)
             else:
                 del self._chains[task.key]
+
+    def restore(self, task: Task, state: str) -> None:
+        """A task that stands where a snapshot says."""
+        self._to(task, state)
+        if state == DEAD:
+            return
+        if task.key:
+            insort(self._chains.setdefault(task.key, []), task.number)
+            if state != BLOCKED:
+                self._turns[task.key] = task.number
+        if state == READY:
+            self._offer(task)
+        elif state in (DELAYED, LEASED):
+            self._later(task.when, task.number)
+
+    def settle(self, task: Task, t: float) -> None:
+        """A task that was dead, or stood anywhere, takes the place that is its own."""
+        was, task.state = task.state, ""
+        if was == DEAD:
+            self._to(task, DEAD)
+        else:
+            self.enter(task, t)
+
+    def _to(self, task: Task, state: str) -> None:
+        if task.state:
+            self._in[task.state] -= 1
+        task.state = state
+        if state:
+            self._in[state] += 1
+
+    def _turn(self, key: str, t: float) -> None:
+        """See that it is the first one's turn, unless one is leased."""
+        first, now = self._chains[key][0], self._turns.get(key)
+        if now is not None:
+            if now == first or self.tasks[now].state == LEASED:
+                return
+            self._to(self.tasks[now], BLOCKED)
+        self._turns[key] = first
+        self.stand(self.tasks[first], t)
 
     def _offer(self, task: Task) -> None:
         heappush(self._heap, (-task.prio, task.number))
@@ -153,4 +204,3 @@ class Places:
         if len(self._timers) > 2 * (self._in[LEASED] + self._in[DELAYED]) + _STALE:
             timed = [task for task in self.tasks.values() if task.state in (LEASED, DELAYED)]
             self._timers = sorted((task.when, task.number) for task in timed)
-

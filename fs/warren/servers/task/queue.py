@@ -26,8 +26,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 import trio
+from warren.servers.task.places import DEAD, DELAYED, LEASED, Task
 from warren.servers.task.records import Made, Record, pack, unpack
-from warren.servers.task.state import COUNTED, DEAD, DELAYED, LEASED, State, Task
+from warren.servers.task.state import COUNTED, State
 from warren.store import Batch, Conflict, Journal, NotFound, Store, StoreError
 from warren.tree import Refused, Ring
 from warren.tree.ports import Clock

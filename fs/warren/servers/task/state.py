@@ -1,13 +1,7 @@
 """What a queue is, as its log says it: a pure function of the records.
 
-    READY      can be handed out: the highest priority first, then the one that came first
-    DELAYED    not before `when`
-    BLOCKED    another task of the same key has its turn
-    LEASED     handed out, until `when`
-    DEAD       was tried as often as it may be, or was given up
-
-A task keeps its number for ever, so one that is tried again is in its old place. Of the tasks with one key at
-most one is ready, delayed or leased: the first of them, unless a later one was leased before.
+Where each task stands is the business of `places`; here is what the records do to them, what is remembered of
+those that were done, and what of all that a snapshot holds.
 
 Nothing here knows of clocks, readers or the store. `apply` first lets happen what is due by the time of the
 record, and the same records always lead to the same state; `dump` and `load` are such records too.
@@ -15,13 +9,13 @@ record, and the same records always lead to the same state; `dump` and `load` ar
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable
 from heapq import heappop, heappush
 from typing import Any, Final
 
 import msgspec
+from warren.servers.task.places import DEAD, DELAYED, LEASED, Places, Task
 from warren.servers.task.records import (
     ALL,
     Back,
@@ -44,12 +38,10 @@ from warren.servers.task.records import (
     Snapshot,
 )
 
-READY, DELAYED, BLOCKED, LEASED, DEAD = "ready", "delayed", "blocked", "leased", "dead"
 COUNTED: Final = ("enqueued", "leased", "done", "failed", "expired", "returned", "died", "requeued")
 FINISHED: Final = 1024
 DRAINED: Final = "the queue was drained"
-_COST: Final = 256  # of a task, besides its body
-_STALE: Final = 64
+_COST: Final = 256  # of an effect, besides its words
 _SETTINGS: Final = Settings.__struct_fields__
 
 
@@ -63,7 +55,8 @@ class State:
         self.settings = Settings()
         self.drained = self.ended = False
         self.pressed = False  # depth went over the high mark and has not come down to the low one
-        self.tasks: dict[int, Task] = {}
+        self.places = Places()
+        self.tasks = self.places.tasks
         self.claims: dict[str, int] = {}  # effects that a task which is not done will have
         self.effects: dict[str, Effect] = {}
         self.finished: dict[int, Finish] = {}
@@ -71,12 +64,7 @@ class State:
         self.effect_bytes = 0
         self.counts: Counter[str] = Counter()
         self.news: list[tuple[str, dict[str, object]]] = []
-        self._in: Counter[str] = Counter()
-        self._heap: list[tuple[int, int]] = []
-        self._timers: list[tuple[float, int]] = []
         self._windows: list[tuple[float, str]] = []
-        self._chains: dict[str, list[int]] = {}
-        self._turns: dict[str, int] = {}  # which of a key is not blocked
         self._coming: State | None = None
         self._parts = 0
 
@@ -85,18 +73,23 @@ class State:
     @property
     def depth(self) -> int:
         """How many wait."""
-        return self._in[READY] + self._in[DELAYED] + self._in[BLOCKED]
+        return self.places.depth
 
     def number_of(self, state: str) -> int:
-        return self._in[state]
+        """How many stand there."""
+        return self.places.number_of(state)
+
+    def first(self) -> Task | None:
+        """What would be handed out next."""
+        return self.places.first()
 
     @property
     def due(self) -> float | None:
         """When something happens by itself next."""
         if self.drained:
             return None
-        times = [heap[0][0] for heap in (self._timers, self._windows) if heap]
-        return min(times, default=None)
+        times = [self.places.due, self._windows[0][0] if self._windows else None]
+        return min((t for t in times if t is not None), default=None)
 
     # What happens
 
@@ -120,9 +113,7 @@ class State:
             case Lease():
                 self._lease(record)
             case Hb():
-                task = self.tasks[record.task]
-                task.when = record.until
-                self._later(record.until, task.number)
+                self.places.extend(self.tasks[record.task], record.until)
             case Done():
                 self._done(record)
             case Back():
@@ -145,9 +136,8 @@ class State:
         """Let happen what is due until then. A drained queue stands still: it stays what was given."""
         if self.drained:
             return
-        while self._timers and self._timers[0][0] <= t:
-            when, number = heappop(self._timers)
-            self._fire(when, number)
+        for when, task in self.places.ending(t):
+            self._end(when, task)
         while self._windows and self._windows[0][0] <= t:
             until, name = heappop(self._windows)
             known = self.effects.get(name)
@@ -155,16 +145,14 @@ class State:
                 self._forget(name)
         self.t = max(self.t, t)
 
-    def _fire(self, when: float, number: int) -> None:
-        task = self.tasks.get(number)
-        if task is None or task.when != when:
-            return
+    def _end(self, when: float, task: Task) -> None:
+        """A delay or a lease is over."""
         if task.state == DELAYED:
-            self._stand(task, when)
-        elif task.state == LEASED:
+            self.places.stand(task, when)
+        else:
             self.t = max(self.t, when)
             self.counts["expired"] += 1
-            self._tell("expired", task=number, attempt=task.attempt, worker=task.worker)
+            self._tell("expired", task=task.number, attempt=task.attempt, worker=task.worker)
             task.why = "its lease ended"
             self._return(task, when, counted=True, bury=False)
         self._press()
@@ -177,18 +165,17 @@ class State:
         self.counts["enqueued"] += 1
         self._remember(task)
         task.when = record.after
-        self._enter(task)
+        self.places.enter(task, self.t)
 
     def _lease(self, record: Lease) -> None:
         task = self.tasks[record.task]
-        self._to(task, LEASED)
-        task.attempt, task.mark, task.worker, task.when = record.attempt, record.mark, record.by, record.until
+        self.places.lease(task, record.until)
+        task.attempt, task.mark, task.worker = record.attempt, record.mark, record.by
         self.counts["leased"] += 1
-        self._later(record.until, task.number)
 
     def _done(self, record: Done) -> None:
         task = self.tasks.pop(record.task)
-        self._leave(task)
+        self.places.leave(task, self.t)
         self.bytes -= task.size
         self.counts["done"] += 1
         if task.effect:
@@ -213,19 +200,11 @@ class State:
         task.tries += counted
         task.mark = ""
         if bury or (counted and task.tries >= (task.most or self.settings.attempts)):
-            self._leave(task)
-            self._to(task, DEAD)
-            task.when = self.t
+            self.places.bury(task, self.t)
             self.counts["died"] += 1
             self._tell("dead", task=task.number, attempt=task.attempt, why=task.why)
             return
-        task.when = after
-        if task.key:
-            self._to(task, BLOCKED)
-            del self._turns[task.key]
-            self._turn(task.key)
-        else:
-            self._stand(task, self.t)
+        self.places.back(task, after, self.t)
 
     def _requeue(self, record: Requeue) -> None:
         dead = [number for number, task in self.tasks.items() if task.state == DEAD]
@@ -233,7 +212,7 @@ class State:
         for number in numbers:
             task = self.tasks[number]
             task.tries, task.when, task.why = 0, record.t, ""
-            self._enter(task)
+            self.places.enter(task, self.t)
         self.counts["requeued"] += len(numbers)
         self._tell("requeued", tasks=len(numbers))
 
@@ -303,14 +282,10 @@ class State:
         for known in self.effects.values():
             state._know(known)
         for _, task in sorted(self.tasks.items()):
-            was, task.state = task.state, ""
             state._remember(task)
-            if was == LEASED:
+            if task.state == LEASED:
                 task.mark, task.when, task.why = "", self.t, DRAINED
-            if was == DEAD:
-                state._to(task, DEAD)
-            else:
-                state._enter(task)
+            state.places.settle(task, self.t)
         return state
 
     @property
@@ -354,17 +329,7 @@ class State:
         task.when, task.attempt, task.tries = item.when, item.attempt, item.tries
         task.mark, task.worker, task.why = item.mark, item.worker, item.why
         self._remember(task)
-        self._to(task, item.state)
-        if item.state == DEAD:
-            return
-        if item.key:
-            insort(self._chains.setdefault(item.key, []), item.task)
-            if item.state != BLOCKED:
-                self._turns[item.key] = item.task
-        if item.state == READY:
-            heappush(self._heap, (-item.prio, item.task))
-        elif item.state in (DELAYED, LEASED):
-            heappush(self._timers, (item.when, item.task))
+        self.places.restore(task, item.state)
 
 
 def effect_size(name: str, result: str) -> int:

@@ -21,10 +21,11 @@ from typing import Final, NamedTuple
 
 import msgspec
 import trio
+from warren.servers.task.places import DEAD, LEASED, Task
 from warren.servers.task.queue import Reader, Taken, TaskQueue
 from warren.servers.task.records import ALL, Back, Done, Enq, Hb, Lease, Requeue, Set
 from warren.servers.task.settings import changed
-from warren.servers.task.state import DEAD, DRAINED, LEASED, Task, effect_size
+from warren.servers.task.state import DRAINED, effect_size
 from warren.servers.task.words import Draft, term
 from warren.store import Batch
 from warren.tree import Refused

@@ -140,6 +140,8 @@ class Upload(Incoming):
         with told_of(self.path):
             os.fsync(self._fd)
             check_copy(Path(self._name), self.newest)
+            for suffix in ("-journal", *_SUFFIXES[1:]):  # of a copy before this one, and not this one's
+                Path(f"{aside(self.path)}{suffix}").unlink(missing_ok=True)
             os.rename(self._name, aside(self.path))
             self._name = ""
             _sync_directory(self.path)
@@ -165,9 +167,12 @@ def before(path: Path) -> Path:
 
 def check_copy(copy: Path, newest: int) -> None:
     """Refuse a file that is no whole store, or is from a later version of it, with StoreFailed."""
-    with told_of(copy), closing(sqlite3.connect(f"file:{copy}?mode=ro", uri=True)) as db:
+    # Opened for writing: what a process that was cut off left half done is taken back, and a log put in.
+    with told_of(copy), closing(sqlite3.connect(copy, isolation_level=None)) as db:
         [(application,)] = db.execute("PRAGMA application_id").fetchall()
         [(version,)] = db.execute("PRAGMA user_version").fetchall()
+        if application == APPLICATION:
+            db.execute("PRAGMA journal_mode=DELETE").fetchall()
     if application != APPLICATION:
         raise StoreFailed("that is no copy of a store")
     if version > newest:
@@ -181,12 +186,14 @@ def restore(path: Path, newest: int) -> bool:
     copy = aside(path)
     if not copy.exists():
         return False
-    with told_of(path):
+    try:
         check_copy(copy, newest)
+    except StoreFailed as e:
+        raise StoreFailed(f"{copy}: {e}; to go on without it, remove that file") from e
+    with told_of(path):
         old = path if path.exists() else before(path)
         generation = 1 + max(_generation(copy), _generation(old) if old.exists() else 0)
         with closing(sqlite3.connect(copy, isolation_level=None)) as db:
-            db.execute("PRAGMA journal_mode=DELETE").fetchall()
             db.execute("PRAGMA synchronous=FULL")
             db.execute("INSERT OR REPLACE INTO meta VALUES ('generation', ?)", (generation,))
         os.chmod(copy, 0o600)
