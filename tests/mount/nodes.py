@@ -10,7 +10,7 @@ up, once; who dials again gets through.
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from warren.store import MemoryStore
 from warren.tree import Dir, Node
 
 from tests.servers.clock import TrioClock
-from tests.wire import export_of
+from tests.wire import EVERYTHING, export_of
 
 QUICK = Patience(base=0.001, longest=0.01)
 
@@ -43,13 +43,15 @@ class There:
 
 
 @asynccontextmanager
-async def serving(tmp: Path, more: dict[str, Node] | None = None) -> AsyncIterator[There]:
+async def serving(
+    tmp: Path, more: dict[str, Node] | None = None, allow: Sequence[str] = EVERYTHING
+) -> AsyncIterator[There]:
     """A node on a socket in TMP."""
     store, clock = MemoryStore(), TrioClock()
     mailbox = Mailbox(store, clock, chance=random.Random(1))
     tasks = Tasks(store, clock, chance=random.Random(2))
     storage = Storage(tmp / "blobs", store, clock)
-    export = export_of(Dir({"mailbox": mailbox, "task": tasks, "storage": storage, **(more or {})}))
+    export = export_of(Dir({"mailbox": mailbox, "task": tasks, "storage": storage, **(more or {})}), allow)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mailbox.keep)

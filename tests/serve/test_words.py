@@ -27,7 +27,7 @@ from warren.p9.messages import (
     Txattrwalk,
 )
 from warren.servers.demo import Demo
-from warren.tree import Blob, Dir, File, Refused, Text
+from warren.tree import Blob, Ctl, Dir, File, Refused, Text, verb
 
 from tests.wire import O_NONBLOCK, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY, RefusedBy, Wire, served
 
@@ -482,3 +482,37 @@ async def test_reading_a_value_needs_its_line_whole() -> None:
         words.append("changed")
         assert await wire.read(1, 3, 10) == b"st\n", "what is read was true at one moment"
         assert await wire.read(1, 0, 10) == b"changed\n"
+
+
+class WaitCtl(Ctl):
+    @verb
+    def wait(self, *, for_: int = 0) -> str:
+        """Wait for so long."""
+        return f"waited {for_}"
+
+
+async def test_a_word_that_python_has_is_a_key_like_any_other() -> None:
+    async with served(Dir({"ctl": WaitCtl()})) as service:
+        wire = await service.dial()
+        await wire.open("ctl", 1, O_RDWR)
+        assert await wire.read(1) == b"wait [for=INT]  # Wait for so long.\n"
+        await wire.write(1, b"wait for=7\n")
+        assert await wire.read(1) == b"waited 7\n"
+
+
+async def test_a_body_whose_declaration_is_refused_is_not_committed_by_the_close() -> None:
+    committed = []
+
+    def measure(head: bytes) -> int | None:
+        raise Refused(400, "that declares nothing")
+
+    def commit(body: bytes, declared: bool) -> None:
+        committed.append(body)
+
+    async with served(Dir({"put": Blob(commit, measure)})) as service:
+        wire = await service.dial()
+        await wire.open("put", 1, O_WRONLY)
+        with pytest.raises(RefusedBy, match="400 "):
+            await wire.write(1, b"len=x\n")
+        await wire.clunk(1)
+    assert committed == []

@@ -6,21 +6,24 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import trio.testing
+from warren.auth.join import Ticket
 from warren.auth.rights import Policy
 from warren.check.tree import check_tree
 from warren.mount import Files, dial
 from warren.serve.export import Export
 from warren.serve.stream import serve_stream
+from warren.servers.ca.tokens import Tokens
 from warren.servers.store import StoreTree
 from warren.store import MemoryStore, Store
 from warren.store.sqlite import open_sqlite
 from warren.traces.audit import AuditMemory
 from warren.traces.ring import TraceRing
-from warren.tree import Node
+from warren.tree import Node, Refused
 
 
 @asynccontextmanager
@@ -120,3 +123,30 @@ async def test_a_store_without_files_of_its_own_says_so() -> None:
             await asked(files, "restored")
         assert b"engine=memory\n" in await files.read("/status")
         assert b"store_appended_total 0\n" in await files.read("/metrics")
+
+
+async def test_an_invitation_counts_no_more_in_a_store_that_was_restored(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def tokens(store: Store) -> Tokens:
+        def tell(kind: str, **values: object) -> None:
+            said.append(f"{kind} {values.get('why', '')}".strip())
+
+        return Tokens(store, tell, tell, lambda: datetime.fromtimestamp(1_000, UTC))
+
+    ticket = Ticket(b"s" * 32, b"", "spiffe://hive/role/DroneWorker/d7", "role/*/*", 2_000)
+    async with open_sqlite(tmp_path / "s.db") as store, files_of(store) as files:
+        await tokens(store).add(ticket, "ann")
+        copy = await files.read("/backup")
+        await tokens(store).take(ticket, "one key")
+        async with await files.open("/restore", os.O_WRONLY) as file:
+            await file.write(copy)
+            await file.fsync()
+        await tokens(store).take(ticket, "one key")
+    async with open_sqlite(tmp_path / "s.db") as store:
+        with pytest.raises(Refused):
+            await tokens(store).take(ticket, "another key")
+        assert said == ["join_invited", "join_refused restored"]
+        again = ticket._replace(secret=b"t" * 32)
+        await tokens(store).add(again, "ann")
+        await tokens(store).take(again, "another key")

@@ -114,6 +114,24 @@ async def test_a_drained_queue_can_be_resumed_and_its_workers_go_on(autojump_clo
             await d.ctl(f"done {old.fence}")
 
 
+async def test_the_generation_rises_wherever_the_queue_goes(autojump_clock: MockClock) -> None:
+    async with desk() as d:
+        await d.enq(b"job")
+        seen = []
+        for n in range(3):
+            for _ in range(3):
+                await drained(d)
+                await d.ctl("resume")
+            seen.append(int((await d.lease()).fence.split(".")[0]))
+            d = await restored(d, await drained(d), f"r{n}")
+        await drained(d)
+        await d.files.remove(d.queue)
+        await d.files.mkdir(d.queue)
+        await d.enq(b"job")
+        seen.append(int((await d.lease()).fence.split(".")[0]))
+        assert seen == sorted(set(seen))
+
+
 async def test_what_was_drained_can_go_back_where_it_came_from(autojump_clock: MockClock) -> None:
     async with desk() as d:
         await d.enq(b"job", "effect=e")
@@ -273,8 +291,8 @@ def test_whatever_is_restored_holds_together_or_is_refused(data: st.DataObject) 
     assert State.load(state.dump()).dump() == state.dump()
     while (task := state.first()) is not None:
         number, t = task.number, state.t
-        state.apply(LeaseOf(t, number, task.attempt + 1, "m", "ann", t + 1.0), 1)
-        state.apply(Done(t, number, task.effect, ""), 1)
+        state.apply(LeaseOf(t, number, task.attempt + 1, "m", "ann", t + 1.0))
+        state.apply(Done(t, number, task.effect, ""))
     state.advance(1e12)
     assert state.depth == state.number_of("ready")
 
@@ -425,10 +443,10 @@ def test_a_snapshot_that_was_cut_off_is_as_if_it_had_never_been() -> None:
     for count in range(1, len(before)):
         state = State.load(before)
         for record in State.load(before).dump()[:count]:
-            state.apply(record, 9)
+            state.apply(record)
         assert missing(state)
         assert State.load(before).dump() == before
-        state.apply(Resume(3.0, 10), 10)
+        state.apply(Resume(3.0, 10))
         assert not missing(state)
         assert [task.item() for task in state.tasks.values()] == [t.item() for t in whole.tasks.values()]
     assert b"".join(given("q", whole)).count(b"kind=item") == 2

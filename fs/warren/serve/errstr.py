@@ -6,8 +6,9 @@ names belong to its users.
 """
 
 from collections.abc import Iterable
+from errno import EBUSY
 
-from warren.tree import Dir, Maybe, Node
+from warren.tree import Caller, Dir, Handle, Maybe, Node, Refused
 from warren.tree.errstr import ErrStr
 
 
@@ -21,6 +22,23 @@ class _Over(Dir):
 
     def lookup(self, name: str) -> Maybe[Node | None]:
         return self.node if name == self.name else self.below.lookup(name)
+
+    def create(
+        self, name: str, flags: int, mode: int, gid: int, caller: Caller
+    ) -> Maybe[tuple[Node, Handle]]:
+        return self._free(name).create(name, flags, mode, gid, caller)
+
+    def mkdir(self, name: str, mode: int, gid: int, caller: Caller) -> Maybe[Node]:
+        return self._free(name).mkdir(name, mode, gid, caller)
+
+    def unlink(self, name: str, directory: bool | None, expect: Node | None = None) -> Maybe[None]:
+        return self._free(name).unlink(name, directory, expect)
+
+    def _free(self, name: str) -> Dir:
+        """The directory below, for a name that is its own affair."""
+        if name == self.name:
+            raise Refused(409, f"{name} stands here for good", errno=EBUSY)
+        return self.below
 
     def list(self) -> Maybe[Iterable[tuple[str, Node]]]:
         listed = self.below.list()

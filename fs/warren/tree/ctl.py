@@ -164,6 +164,7 @@ class Verb:
         if not self.help:
             raise TypeError(f"verb {self.name} needs a docstring: its first line is the help")
         self.parameters: list[Parameter] = []
+        self.spelt: dict[str, str] = {}  # a key, and the parameter that ends in _ since Python has the word
         self.wants_caller: str | None = None
         hints = get_type_hints(method)
         for p in list(inspect.signature(method).parameters.values())[1:]:
@@ -175,6 +176,7 @@ class Verb:
                 kind = next(a for a in get_args(kind) if a is not type(None))
             if kind not in _PARSERS and get_origin(kind) is not Literal:
                 raise TypeError(f"verb {self.name}: parameter {p.name} has no parser for {kind!r}")
+            self.spelt[p.name.rstrip("_")] = p.name
             self.parameters.append(
                 Parameter(
                     p.name.rstrip("_"),
@@ -234,7 +236,7 @@ class Call:
         return (self.verb.name,)
 
     def run(self, ctl: "Ctl", caller: Caller) -> Maybe[str | None]:
-        extra = dict(self.keyed)
+        extra = {self.verb.spelt[key]: value for key, value in self.keyed.items()}
         if self.verb.wants_caller:
             extra[self.verb.wants_caller] = caller
         result: Maybe[str | None] = self.verb.method(ctl, *self.positional, **extra)

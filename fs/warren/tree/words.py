@@ -304,7 +304,11 @@ class BlobHandle(Handle):
             raise Refused(413, f"the body is longer than {min(self.length or blob.limit, blob.limit)} bytes")
         body += data
         if self.length is None and blob.measure:
-            self.length = blob.measure(bytes(body))
+            try:
+                self.length = blob.measure(bytes(body))
+            except OSError:
+                self._discard()  # or the close would commit what was just refused
+                raise
             if self.length is not None and (self.length < total or self.length > blob.limit):
                 self._discard()
                 raise Refused(413, f"a body of {self.length} bytes was declared, the limit is {blob.limit}")

@@ -19,13 +19,12 @@ a send with that key and the same body may still be made within the time.
 
 from __future__ import annotations
 
-import os
 import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from warren.mount.sdk.leases import Leased, Leases
 from warren.mount.sdk.patience import Tries
-from warren.mount.sdk.wire import answer, ask, make, parted, take
+from warren.mount.sdk.wire import ask, make, parted, take
 from warren.tree.report import pairs
 
 if TYPE_CHECKING:
@@ -35,7 +34,10 @@ SAFE: Final = 240.0
 
 
 class Sent(NamedTuple):
-    """What became of a message: its id and number, and whether an earlier try had sent it."""
+    """What became of a message: its id and number, and whether an earlier try had sent it.
+
+    Who may write `send.h` and not read it is told nothing: the id is then empty, and the message is sent.
+    """
 
     id: str
     seq: int
@@ -69,10 +71,8 @@ class Topic:
         path = f"{self.path}/send.h"
 
         async def work(tries: Tries) -> Sent:
-            async with await self.node.files.open(path, os.O_RDWR) as file:
-                await file.write(written)
-                told = await answer(file)
-                return Sent(told["id"], int(told["seq"]), told["dup"] == "1")
+            told = await ask(self.node, path, written)
+            return Sent(told.get("id", ""), int(told.get("seq", "0")), told.get("dup") == "1")
 
         limit = min(SAFE, self.node.patience.deadline if deadline is None else deadline)
         try:
@@ -105,11 +105,12 @@ class Message(Leased):
         self._lease = self.head["lease"]
 
     async def _done(self) -> None:
-        await ask(self.node, self.path, f"{self.id} {self._lease}")
+        await ask(self.node, self.path, f"{self.id} {self._lease}\n".encode())
 
     async def _back(self, why: str, delay: float | None) -> None:
         line = f"nack {self.id} {self._lease}"
-        await ask(self.node, self.path, line + ("" if delay is None else f" delay={delay:g}s"))
+        line += "" if delay is None else f" delay={delay:g}s"
+        await ask(self.node, self.path, f"{line}\n".encode())
 
     async def _extend(self, seconds: float) -> None:
-        await ask(self.node, self.path, f"extend {self.id} {self._lease} {seconds:g}s")
+        await ask(self.node, self.path, f"extend {self.id} {self._lease} {seconds:g}s\n".encode())

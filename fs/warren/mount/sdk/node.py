@@ -47,6 +47,7 @@ class Node:
         self.files = files
         self.patience = patience
         self.background = background  # for what keeps leases alive
+        self.mute: set[str] = set()  # files that we may write, and whose answers we may not read
         self._places = trio.Semaphore(in_flight)
 
     # What there is

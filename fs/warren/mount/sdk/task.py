@@ -17,13 +17,12 @@ still hold it: of two fences of one task the newer is the greater.
 
 from __future__ import annotations
 
-import os
 import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from warren.mount.sdk.leases import Leased, Leases
 from warren.mount.sdk.patience import Tries
-from warren.mount.sdk.wire import answer, ask, make, parted, take
+from warren.mount.sdk.wire import ask, make, parted, take
 from warren.tree import quote
 from warren.tree.report import legible, pairs
 
@@ -34,7 +33,10 @@ _WHY: Final = 500
 
 
 class Enqueued(NamedTuple):
-    """What became of a task: its number, and what had become of it already, if it was there before."""
+    """What became of a task: its number, and what had become of it already, if it was there before.
+
+    Who may write `enq.h` and not read it is told nothing; the task is taken.
+    """
 
     seq: int
     dup: bool
@@ -68,11 +70,9 @@ class Queue:
         path = f"{self.path}/enq.h"
 
         async def work(tries: Tries) -> Enqueued:
-            async with await self.node.files.open(path, os.O_RDWR) as file:
-                await file.write(written)
-                told = await answer(file)
-            dup = told["dup"] == "1"
-            return Enqueued(int(told["seq"]), dup, told.get("state", ""), told.get("result", ""))
+            told = await ask(self.node, path, written)
+            dup = told.get("dup") == "1"
+            return Enqueued(int(told.get("seq", "0")), dup, told.get("state", ""), told.get("result", ""))
 
         try:
             return await self.node.do(path, work, deadline=deadline)
@@ -104,15 +104,17 @@ class Task(Leased):
         self.dup = False
 
     async def _done(self) -> None:
-        told = await ask(self.node, self.path, f"done {self.fence} {_word(self.result, 'effect', 'fence')}")
+        line = f"done {self.fence} {_word(self.result, 'effect', 'fence')}\n"
+        told = await ask(self.node, self.path, line.encode())
         self.dup, self.result = told.get("dup") == "1", told.get("result", self.result)
 
     async def _back(self, why: str, delay: float | None) -> None:
         line = f"fail {self.fence} {_word(why[:_WHY] or 'failed', 'delay', 'retry', 'fence')}"
-        await ask(self.node, self.path, line + ("" if delay is None else f" delay={delay:g}s"))
+        line += "" if delay is None else f" delay={delay:g}s"
+        await ask(self.node, self.path, f"{line}\n".encode())
 
     async def _extend(self, seconds: float) -> None:
-        await ask(self.node, self.path, f"hb {self.fence} {seconds:g}s")
+        await ask(self.node, self.path, f"hb {self.fence} {seconds:g}s\n".encode())
 
 
 def _word(text: str, *keys: str) -> str:

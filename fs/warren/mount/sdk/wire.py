@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WAIT: Final = 25.0  # seconds that one read waits; a peer that is gone without a word is found so
 _LINE: Final = 4096
+_MUTE: Final = 1024
 _HEAD: Final = 16 << 10
 
 
@@ -48,11 +49,20 @@ async def make(node: Node, path: str) -> None:
     await node.do(path, work)
 
 
-async def ask(node: Node, path: str, line: str) -> dict[str, str]:
-    """One line to a file that takes lines, and what it says."""
-    async with await node.files.open(path, os.O_RDWR) as file:
-        await file.write(f"{line}\n".encode())
-        return await answer(file)
+async def ask(node: Node, path: str, data: bytes) -> dict[str, str]:
+    """One body or line, and what is answered; nothing where one may write and not read."""
+    mute = path in node.mute
+    try:
+        file = await node.files.open(path, os.O_WRONLY if mute else os.O_RDWR)
+    except PermissionError:
+        if mute:
+            raise
+        file, mute = await node.files.open(path, os.O_WRONLY), True
+        if len(node.mute) < _MUTE:
+            node.mute.add(path)  # or each further write would be denied once, and stand so in the audit
+    async with file:
+        await file.write(data)
+        return {} if mute else await answer(file)
 
 
 async def take(node: Node, path: str, options: str) -> bytes:

@@ -3,9 +3,9 @@
     | forgotten | messages that are still wanted … | snapshot | what happened since |
 
 Replay begins at a snapshot, so it is as long as what happened since: at most EVERY records, or four times as
-many as there are messages. The log before the snapshot is kept only for the bodies that lie in it, and for those
-who may replay it (`set replay=`). A few old messages must not hold all of it for ever: when what is kept
-is several times what is wanted, the oldest are written once more at its end.
+many as there are messages. The log before the snapshot is kept only for the bodies that lie in it, and for
+those who may replay it (`set replay=`). A few old messages must not hold all of it for ever: when what is
+kept is several times what is wanted, the oldest are written once more at its end.
 
 The order makes it safe to stop anywhere: the snapshot is in the log, then the store's table points at it,
 then what lies before is forgotten.

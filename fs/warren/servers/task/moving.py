@@ -66,7 +66,7 @@ async def resume(queue: TaskQueue) -> str:
     state = await queue.fresh()
     if not state.drained:
         return f"generation={state.generation}"
-    generation = queue.journal.next
+    generation = queue.newer(state.generation)
     await queue.settle(queue.do(Resume(queue.time(), generation)))
     return f"generation={generation}"
 
@@ -112,7 +112,7 @@ def replay(data: bytes) -> State:
             raise Refused(422, f"record {seq} is neither the beginning nor a snapshot; {says}")
         try:
             _sane(record)
-            state.apply(record, seq)
+            state.apply(record)
         except (LookupError, ValueError, OverflowError) as e:
             raise Refused(422, f"the record at byte {begins} does not fit: {type(e).__name__}: {e}") from None
         state.news.clear()
@@ -180,8 +180,9 @@ async def restore(queue: TaskQueue, data: bytes) -> str:
         raise Refused(409, f"the queue would forget what was done: {says}", errno=ENOTEMPTY)
     head, *parts = state.dump()
     assert isinstance(head, Snapshot)
+    generation = queue.newer(max(now.generation, state.generation))
     head = msgspec.structs.replace(
-        head, t=queue.time(), generation=0, next=max(now.next, state.next), drained=False
+        head, t=queue.time(), generation=generation, next=max(now.next, state.next), drained=False
     )
     batch = queue.do(head)
     for part in parts:
@@ -207,7 +208,7 @@ async def remove(queue: TaskQueue) -> None:
         says = f"{len(state.tasks)} tasks are here; drain the queue, or let them be done"
         raise Refused(409, says, errno=ENOTEMPTY)
     with trio.CancelScope(shield=True):
-        await queue.settle(queue.do(End(state.t)))
+        await queue.settle(queue.do(End(state.t, state.generation)))
         queue.end()
         try:
             await queue.store.trim(queue.key, 1)

@@ -27,7 +27,7 @@ from typing import Final, NamedTuple
 import msgspec
 import trio
 from warren.servers.task.places import DEAD, DELAYED, LEASED, Task
-from warren.servers.task.records import Made, Record, pack, unpack
+from warren.servers.task.records import End, Made, Record, pack, unpack
 from warren.servers.task.state import COUNTED, State
 from warren.store import Batch, Conflict, Journal, NotFound, Store, StoreError
 from warren.tree import Refused, Ring
@@ -138,6 +138,7 @@ class TaskQueue:
             start = int(entry.value)
             last = await self.store.last(self.key)
             state = await self._replay(start, last)
+            former = 0 if state.generation else await self._former(start)
         except NotFound:
             self.end()
             return
@@ -152,16 +153,30 @@ class TaskQueue:
         if state.ended:
             self.end()
         elif not state.generation:
-            await self.settle(self.do(Made(self.time(), self.journal.next)))
+            await self.settle(self.do(Made(self.time(), self.newer(former))))
 
     async def _replay(self, start: int, last: int) -> State:
         state, at = State(), start
         while at < last:
             found = await self.store.first_after(self.key, at)
             at = found.seq
-            state.apply(unpack(found.data), at)
+            state.apply(unpack(found.data))
         state.news.clear()
         return state
+
+    async def _former(self, start: int) -> int:
+        """The generation of the queue that had this name before."""
+        if not start:
+            return 0
+        try:
+            record = unpack((await self.store.read(self.key, start)).data)
+        except NotFound:
+            return 0
+        return record.generation if isinstance(record, End) else 0
+
+    def newer(self, generation: int) -> int:
+        """A generation that is greater, and greater than any that began in this log before."""
+        return max(generation + 1, self.journal.next)
 
     def end(self) -> None:
         """The queue is no more."""
@@ -175,7 +190,7 @@ class TaskQueue:
         """What RECORD says is so from here on, once the batch is settled."""
         seq = self.journal.next
         try:
-            self.state.apply(record, seq)
+            self.state.apply(record)
         except BaseException:
             self._lost()
             raise

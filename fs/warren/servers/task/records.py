@@ -125,9 +125,10 @@ class Resume(msgspec.Struct, array_like=True, frozen=True, tag=10):
 
 
 class End(msgspec.Struct, array_like=True, frozen=True, tag=11):
-    """The queue was removed."""
+    """The queue was removed; one of the same name begins in a later generation."""
 
     t: float
+    generation: int
 
 
 class Snapshot(Settings, array_like=True, frozen=True, tag=12):

@@ -93,14 +93,14 @@ class State:
 
     # What happens
 
-    def apply(self, record: Record, seq: int) -> None:
+    def apply(self, record: Record) -> None:
         """What RECORD says is so."""
         if isinstance(record, Part):
             self._part(record)
             return
         self._coming = None
         if isinstance(record, Snapshot):
-            self._begin(record, seq)
+            self._begin(record)
             return
         if isinstance(record, Resume):
             self.drained = False
@@ -267,8 +267,8 @@ class State:
     def load(cls, records: Iterable[Record]) -> State:
         """The state that `dump` gave these records."""
         state = cls()
-        for seq, record in enumerate(records, 1):
-            state.apply(record, seq)
+        for record in records:
+            state.apply(record)
         return state
 
     def settled(self) -> State:
@@ -293,9 +293,9 @@ class State:
         """Whether no part of a snapshot is missing."""
         return self._coming is None
 
-    def _begin(self, record: Snapshot, seq: int) -> None:
+    def _begin(self, record: Snapshot) -> None:
         coming = State()
-        coming.t, coming.generation, coming.next = record.t, record.generation or seq, record.next
+        coming.t, coming.generation, coming.next = record.t, record.generation, record.next
         coming.settings = _settings(record)
         coming.drained, coming.pressed = record.drained, record.pressed
         coming.counts.update({name: getattr(record, name) for name in COUNTED})
