@@ -46,7 +46,13 @@ def test_the_tutorial(terminals: Terminals) -> None:
     assert play(DOCS / "tutorial.md", terminals) > 40
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operating.md", "docs/writing-a-server.md"])
+PAGES = (
+    "README.md", "docs/operating.md", "docs/writing-a-server.md", "docs/namespaces.md", "docs/roles.md",
+    "docs/task.md",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_page_shows_happens(page: str, terminals: Terminals) -> None:
     assert play(ROOT / page, terminals)
 

@@ -512,7 +512,7 @@ async def test_a_body_whose_declaration_is_refused_is_not_committed_by_the_close
     async with served(Dir({"put": Blob(commit, measure)})) as service:
         wire = await service.dial()
         await wire.open("put", 1, O_WRONLY)
-        with pytest.raises(RefusedBy, match="400 "):
+        with pytest.raises(RefusedBy):
             await wire.write(1, b"len=x\n")
         await wire.clunk(1)
     assert committed == []

@@ -114,6 +114,26 @@ async def test_deletions_that_another_process_forgot_are_missed_by_nobody(addres
         assert await there.keys() == await here.keys() == []
 
 
+async def test_what_leaves_is_not_listed_and_does_not_pile_up(address: str) -> None:
+    async with open_jetstream(address, tombstones=4) as here, open_jetstream(address, tombstones=4) as there:
+        await there.put("stays", b"")
+
+        async def churn(store: Store, name: str) -> None:
+            for number in range(40):
+                await store.put(f"{name}/{number}", b"")
+                await store.delete(f"{name}/{number}")
+                assert await store.keys(name) == []
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(churn, here, "here")
+            nursery.start_soon(churn, there, "there")
+        assert await here.keys() == await there.keys() == ["stays"]
+        state = await here.engine.state(here.engine.values)
+        assert state.messages < 40
+        await here.values.follower.reach(state.last_seq)
+        assert len(here.values._deleted) + len(here.values._leaving) < 40
+
+
 async def test_a_generation_is_the_clusters_and_every_process_learns_of_it(address: str) -> None:
     async with open_jetstream(address) as here, open_jetstream(address) as there:
         assert (here.generation, there.generation) == (1, 1)

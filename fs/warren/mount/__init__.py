@@ -10,6 +10,9 @@ words      what a dialect can say; linux, plain
 link       one connection and who waits on it
 address    tcp!HOST!PORT and its kin
 errors     a server's refusal as an OSError
+join       a first certificate; renew, the next ones
+fuse       a tree as a directory, by /dev/fuse
+sdk        for programs: messages, tasks and blobs that outlive lost connections
 """
 
 from warren.mount.dial import dial

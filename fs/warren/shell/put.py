@@ -143,7 +143,10 @@ async def _answer(file: File) -> str:
 def _same(address: str, hex: str, name: str) -> str:
     if address == f"sha256:{hex}":
         return address
-    text = f"the storage answered {address or 'nothing'}, what was sent is sha256:{hex}"
+    if not address:  # the connection went with the answer; the same put again is harmless
+        text = f"the answer was lost; see whether it is there: warren cat DIR/have/sha256:{hex}"
+        raise Stopped(errno.ECONNRESET, text, name, "put it again, which changes nothing if it is")
+    text = f"the storage answered {address}, what was sent is sha256:{hex}"
     raise Stopped(errno.EIO, text, name, "see that DIR is a storage: warren ls DIR", exits.OTHER)
 
 

@@ -183,10 +183,10 @@ class Mailbox(Dir):
         """
         try:
             while True:
-                soonest = inf
+                soonest = self._until = inf
                 for node in list(self.topics.values()):
                     soonest = min(soonest, await self._tick(node.topic))
-                self._until = soonest
+                self._until = soonest = min(soonest, self._until)  # what came while we looked counts too
                 with trio.CancelScope() as self._nap:
                     if soonest == inf:
                         await trio.sleep_forever()

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import trio
-from warren.servers.mailbox.journal import Batch
 from warren.servers.mailbox.line import Line, Reader, Taken
 from warren.servers.mailbox.queue import Item, Queue
 from warren.servers.mailbox.records import MAIN, Back, Done, Extend, Lease, Message
 from warren.servers.mailbox.words import BATCH_BYTES, Answer
+from warren.store import Batch
 from warren.tree import Refused
 
 if TYPE_CHECKING:

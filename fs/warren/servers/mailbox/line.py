@@ -11,9 +11,9 @@ from collections import deque
 from typing import NamedTuple
 
 import trio
-from warren.servers.mailbox.journal import Batch
 from warren.servers.mailbox.queue import Kept
 from warren.servers.mailbox.words import Options
+from warren.store import Batch
 from warren.tree import Refused
 
 

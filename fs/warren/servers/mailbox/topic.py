@@ -25,14 +25,13 @@ from typing import Final
 
 import msgspec
 import trio
-from warren.servers.mailbox.journal import Batch, Journal
 from warren.servers.mailbox.leasing import serve
 from warren.servers.mailbox.line import Line, Reader
 from warren.servers.mailbox.queue import Kept, Queue
 from warren.servers.mailbox.records import MAIN, Carry, Message, Record, Send, Snap, pack, unpack
 from warren.servers.mailbox.state import State
 from warren.servers.mailbox.tidy import EVERY, Pointer, tidy, wants_tidying
-from warren.store import Conflict, NotFound, Store, StoreError
+from warren.store import Batch, Conflict, Journal, NotFound, Store, StoreError
 from warren.tree import Refused
 from warren.tree.ports import Clock
 from warren.tree.report import Events

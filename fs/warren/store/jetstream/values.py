@@ -54,6 +54,8 @@ class Values:
         self.generation = 1
         self.writing = 0
         self._deleted: dict[str, int] = {}  # those remembered, oldest first
+        self._leaving: dict[str, int] = {}  # those forgotten, which the stream may hold for a while
+        self._listing = trio.Lock()  # nobody stops leaving between a list and what it is compared with
         self._known: OrderedDict[str, tuple[int, bool]] = OrderedDict()
         self._unknown = (0, 0)  # deletions after the one and through the other may be unknown here
         self._too_many = trio.Event()
@@ -77,14 +79,20 @@ class Values:
 
     async def keys(self, under: str) -> set[str]:
         """Every key at or under a name that has a value. Cancelled has no effect."""
+        async with self._listing:
+            names, last = await self._held(under)
+            await self._reach(last)
+            return names - self._deleted.keys() - self._leaving.keys() - {FLOOR, GENERATION}
+
+    async def _held(self, under: str) -> tuple[set[str], int]:
+        """Every key of which there is a message, and the place of the newest message by then."""
         names: set[str] = set()
         reached = 0
         for pattern in below(self.engine.value_root, under):
             found, last = await self.engine.subjects(self.engine.values, pattern)
             names.update(self._name(subject) for subject in found)
             reached = max(reached, last)
-        await self._reach(reached)
-        return names - self._deleted.keys() - {FLOOR, GENERATION}
+        return names, reached
 
     async def _change(
         self, key: str, value: bytes, headers: dict[str, str], expect: int | None, *, removing: bool
@@ -212,6 +220,7 @@ class Values:
             self.generation = int(headers.get(NUMBER, "1"))
             return
         self._deleted.pop(key, None)
+        self._leaving.pop(key, None)
         if headers.get(DELETED) in ("DEL", "PURGE"):
             self._deleted[key] = place
             if len(self._deleted) > self.tombstones:
@@ -228,8 +237,11 @@ class Values:
             for watch in self._watching(key):
                 if max(watch.position, watch.silent) < self._deleted[key]:
                     watch.lose(through)
-            if self._known.get(key) == (self._deleted.pop(key), False):
+            self._leaving[key] = revision = self._deleted.pop(key)
+            if self._known.get(key) == (revision, False):
                 del self._known[key]
+        if len(self._leaving) > self.tombstones:
+            self._too_many.set()
         after, upto = self._unknown
         if after < through:
             for watch in self._all():
@@ -264,24 +276,36 @@ class Values:
             await self._too_many.wait()
             self._too_many = trio.Event()
             over = len(self._deleted) - self.tombstones
-            if over <= 0:
-                continue
-            gone = list(self._deleted.items())[:over]
             try:
-                await self._say(FLOOR, THROUGH, gone[-1][1])
-                slots = trio.CapacityLimiter(SWEEPERS)
-                async with trio.open_nursery() as nursery:
-                    for key, revision in gone:
-                        await slots.acquire_on_behalf_of(key)
-                        nursery.start_soon(self._remove, key, revision, slots)
+                if over > 0:
+                    gone = list(self._deleted.items())[:over]
+                    await self._say(FLOOR, THROUGH, gone[-1][1])
+                    await self._remove_all(gone)
+                if len(self._leaving) > self.tombstones:
+                    await self._remove_all(await self._still_there())
             except StoreError:
                 continue  # the next deletion tries again
+
+    async def _still_there(self) -> list[tuple[str, int]]:
+        """Of those that leave the ones that have not; the others have left."""
+        async with self._listing:
+            names, last = await self._held("")
+            await self._reach(last)
+            self._leaving = {key: at for key, at in self._leaving.items() if key in names}
+            return list(self._leaving.items())
+
+    async def _remove_all(self, gone: list[tuple[str, int]]) -> None:
+        slots = trio.CapacityLimiter(SWEEPERS)
+        async with trio.open_nursery() as nursery:
+            for key, revision in gone:
+                await slots.acquire_on_behalf_of(key)
+                nursery.start_soon(self._remove, key, revision, slots)
 
     async def _remove(self, key: str, revision: int, slots: trio.CapacityLimiter) -> None:
         try:
             await self.engine.purge(self.engine.values, self._subject(key), revision + 1)
         except StoreError:
-            pass  # it stays, and whoever opens the store again removes it
+            pass  # it stays for now; whoever finds it still there tries again
         finally:
             slots.release_on_behalf_of(key)
 
