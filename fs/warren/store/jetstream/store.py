@@ -29,17 +29,24 @@ from warren.store.jetstream.logs import Logs
 from warren.store.jetstream.spelling import OVERHEAD, read_address
 from warren.store.jetstream.values import Values
 
+GRACE: Final = 10.0  # seconds that a process may be behind the others
 PATIENCE: Final = 15.0  # seconds for one call, and for a cluster to choose another leader
 
 
 @asynccontextmanager
 async def open_jetstream(
-    address: str, *, prefix: str = "warren", tombstones: int = 1024, patience: float = PATIENCE
+    address: str,
+    *,
+    prefix: str = "warren",
+    tombstones: int = 1024,
+    patience: float = PATIENCE,
+    grace: float = GRACE,
 ) -> AsyncIterator[JetStreamStore]:
     """The store at nats://HOST:PORT[,HOST:PORT...][/PREFIX][?replicas=3] while the block runs.
 
     StoreFailed says why it is not to be had. Of deleted keys the newest TOMBSTONES are remembered for
-    watches. PATIENCE is the time in which a call is answered, or fails.
+    watches; the others are removed after GRACE seconds. PATIENCE is the time in which a call is answered, or
+    fails.
     """
     where = read_address(address, prefix)
     again: list[Follower] = []
@@ -57,7 +64,7 @@ async def open_jetstream(
                 raise StoreFailed(f"{line.shown}: nobody answers there: {line.trouble or 'no reason given'}")
             engine = Engine(line, where.prefix, where.replicas, patience)
             await engine.prepare()
-            store = JetStreamStore(engine, max(tombstones, 1))
+            store = JetStreamStore(engine, max(tombstones, 1), grace)
             again += store.followers
             for follower in store.followers:
                 await nursery.start(follower.run)
@@ -86,13 +93,13 @@ class JetStreamStatistics(Statistics):
 class JetStreamStore(Store):
     """A store that a cluster keeps. Made by `open_jetstream`."""
 
-    def __init__(self, engine: Engine, tombstones: int) -> None:
+    def __init__(self, engine: Engine, tombstones: int, grace: float) -> None:
         self.engine = engine
         room = engine.line.max_payload - OVERHEAD
         usual = Limits()
         self.limits = Limits(min(usual.record, room), usual.batch, min(usual.batch_bytes, room))
         self.logs = Logs(engine)
-        self.values = Values(engine, tombstones, self._check_open)
+        self.values = Values(engine, tombstones, grace, self._check_open)
         appended = Follower(
             engine, engine.logs, engine.log_root, self._appended_to, self._missed, history=False
         )

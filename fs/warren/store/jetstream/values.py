@@ -11,6 +11,7 @@ there is none. Two keys are ours and no name's: how far deletions are forgotten,
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -45,8 +46,10 @@ SWEEPERS: Final = 16
 class Values:
     """All keys of a store."""
 
-    def __init__(self, engine: Engine, tombstones: int, check_open: Callable[[], None]) -> None:
-        self.engine, self.tombstones, self.check_open = engine, tombstones, check_open
+    def __init__(
+        self, engine: Engine, tombstones: int, grace: float, check_open: Callable[[], None]
+    ) -> None:
+        self.engine, self.tombstones, self.grace, self.check_open = engine, tombstones, grace, check_open
         self.follower = Follower(
             engine, engine.values, engine.value_root, self._changed, self._missed, history=True
         )
@@ -54,11 +57,11 @@ class Values:
         self.generation = 1
         self.writing = 0
         self._deleted: dict[str, int] = {}  # those remembered, oldest first
-        self._leaving: dict[str, int] = {}  # those forgotten, which the stream may hold for a while
+        self._leaving: dict[str, tuple[int, float]] = {}  # those forgotten and not removed, and since when
         self._listing = trio.Lock()  # nobody stops leaving between a list and what it is compared with
         self._known: OrderedDict[str, tuple[int, bool]] = OrderedDict()
         self._unknown = (0, 0)  # deletions after the one and through the other may be unknown here
-        self._too_many = trio.Event()
+        self._news = trio.Event()
 
     # Values
 
@@ -224,7 +227,7 @@ class Values:
         if headers.get(DELETED) in ("DEL", "PURGE"):
             self._deleted[key] = place
             if len(self._deleted) > self.tombstones:
-                self._too_many.set()
+                self._news.set()
         if key in self._known:
             self._know(key, place, key not in self._deleted)
         for watch in self._watching(key):
@@ -237,11 +240,11 @@ class Values:
             for watch in self._watching(key):
                 if max(watch.position, watch.silent) < self._deleted[key]:
                     watch.lose(through)
-            self._leaving[key] = revision = self._deleted.pop(key)
+            revision = self._deleted.pop(key)
+            self._leaving[key] = revision, trio.current_time()
             if self._known.get(key) == (revision, False):
                 del self._known[key]
-        if len(self._leaving) > self.tombstones:
-            self._too_many.set()
+        self._news.set()
         after, upto = self._unknown
         if after < through:
             for watch in self._all():
@@ -271,43 +274,47 @@ class Values:
     # Forgetting, and the generation
 
     async def sweep(self) -> None:
-        """Forget the oldest deletions where there are too many. Runs until cancelled."""
+        """Forget the oldest deletions where there are too many. Runs until cancelled.
+
+        They are removed only GRACE seconds after everybody was told so: a follower that is behind by less than
+        that still finds each of them, and knows whom it concerns.
+        """
         while True:
-            await self._too_many.wait()
-            self._too_many = trio.Event()
-            over = len(self._deleted) - self.tombstones
+            self._news = trio.Event()
+            again = math.inf
             try:
-                if over > 0:
-                    gone = list(self._deleted.items())[:over]
-                    await self._say(FLOOR, THROUGH, gone[-1][1])
-                    await self._remove_all(gone)
-                if len(self._leaving) > self.tombstones:
-                    await self._remove_all(await self._still_there())
+                if (over := len(self._deleted) - self.tombstones) > 0:
+                    await self._say(FLOOR, THROUGH, list(self._deleted.values())[over - 1])
+                    await self._reach((await self.engine.state(self.engine.values)).last_seq)
+                if self._leaving:
+                    again = await self._remove_due()
             except StoreError:
-                continue  # the next deletion tries again
+                again = trio.current_time() + 1
+            with trio.move_on_at(again):
+                await self._news.wait()
 
-    async def _still_there(self) -> list[tuple[str, int]]:
-        """Of those that leave the ones that have not; the others have left."""
-        async with self._listing:
-            names, last = await self._held("")
-            await self._reach(last)
-            self._leaving = {key: at for key, at in self._leaving.items() if key in names}
-            return list(self._leaving.items())
-
-    async def _remove_all(self, gone: list[tuple[str, int]]) -> None:
-        slots = trio.CapacityLimiter(SWEEPERS)
+    async def _remove_due(self) -> float:
+        """Remove those whose time has come; the time at which to look again."""
+        now = trio.current_time()
+        due = [(key, at) for key, (at, since) in self._leaving.items() if since + self.grace <= now]
+        slots = trio.Semaphore(SWEEPERS)
         async with trio.open_nursery() as nursery:
-            for key, revision in gone:
-                await slots.acquire_on_behalf_of(key)
-                nursery.start_soon(self._remove, key, revision, slots)
+            for key, at in due:
+                await slots.acquire()
+                nursery.start_soon(self._remove, key, at, slots)
+        left = [since + self.grace for _, since in self._leaving.values()]
+        return max(min(left, default=math.inf), now + 1 if due else now)
 
-    async def _remove(self, key: str, revision: int, slots: trio.CapacityLimiter) -> None:
+    async def _remove(self, key: str, at: int, slots: trio.Semaphore) -> None:
         try:
-            await self.engine.purge(self.engine.values, self._subject(key), revision + 1)
+            await self.engine.purge(self.engine.values, self._subject(key), at + 1)
+            async with self._listing:
+                if self._leaving.get(key, (0, 0.0))[0] == at:
+                    del self._leaving[key]
         except StoreError:
-            pass  # it stays for now; whoever finds it still there tries again
+            pass  # it stays for now
         finally:
-            slots.release_on_behalf_of(key)
+            slots.release()
 
     async def restored(self) -> int:
         """This store was restored from a copy: the generation that begins. Cancelled: begun or not."""
