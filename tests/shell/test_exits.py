@@ -55,9 +55,8 @@ def test_the_table_is_what_help_and_the_manual_say(run: Command) -> None:
 def test_no_server_is_no_missing_file(run: Command, tmp_path: Path) -> None:
     done = run("ls", "/", at=f"unix!{tmp_path}/none")
     assert done.code == 7
-    assert done.err.startswith(
-        f"warren: unix!{tmp_path}/none: No such file or directory; start one there with warren up or warren serve"
-    )
+    way_out = "start one there with warren up or warren serve"
+    assert done.err.startswith(f"warren: unix!{tmp_path}/none: No such file or directory; {way_out}")
     assert run("ls", "--at", "tcp!127.0.0.1!1", "/").code == 7
 
 
