@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 from trio.testing import MockClock
 from warren.check.tree import check_tree
-from warren.servers.dev import MOST, Dev
+from warren.servers.dev import MOST, PLENTY, Dev
 from warren.tree import Dir, Text
 
 from tests.servers.clock import BEGAN, TrioClock
@@ -61,3 +61,11 @@ async def test_errstr_tells_each_reader_its_own_newest_error() -> None:
 async def test_a_role_without_capabilities_says_nothing() -> None:
     async with files_of(Dev(TrioClock(), "1", lambda: "")) as files:
         assert await files.read("/caps") == b""
+
+
+async def test_whoever_reads_it_all_comes_to_an_end_and_may_open_it_again() -> None:
+    async with files_of(dev()) as files:
+        for _ in range(2):
+            async with await files.open("/zero") as file:
+                assert len(await file.read()) == PLENTY
+                assert await file.read() == b""

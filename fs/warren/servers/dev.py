@@ -2,15 +2,16 @@
 
     /errstr     Text    your newest error
     /time       Text    now, as `s=` seconds since the epoch and `utc=` ISO 8601
-    /random     bytes without end, from the system; what is written is thrown away
-    /zero       bytes of zero without end
+    /random     bytes from the system; what is written is thrown away
+    /zero       bytes of zero
     /null       nothing to read, and swallows what is written
     /version    Text    of this build
     /caps       Text    what this role can do, a capability a line
     /hello      Text    a greeting, to see that one is there
 
-A read of /random or /zero gives what was asked for, at most MOST bytes at a time; the file has no end
-and no size, so read it with a count: `head -c 16 /dev/random`.
+A read of /random or /zero gives what was asked for, at most MOST bytes at a time, wherever it is read. One
+open gives PLENTY in all and then ends, so that whoever searches or copies a whole tree comes to an end. Read
+them with a count, `head -c 16 /dev/random`, and open them again for more.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from warren.tree.ports import Clock
 from warren.tree.report import pairs
 
 MOST: Final = 1 << 20
+PLENTY: Final = 4 << 20
 _ZEROS: Final = bytes(MOST)
 
 
@@ -39,9 +41,9 @@ class Dev(Dir):
             {
                 "errstr": ErrStr(),
                 "time": Text(self.time),
-                "random": Endless(os.urandom),
-                "zero": Endless(lambda count: _ZEROS[:count]),
-                "null": Endless(lambda count: b""),
+                "random": Plenty(os.urandom),
+                "zero": Plenty(lambda count: _ZEROS[:count]),
+                "null": Plenty(lambda count: b""),
                 "version": Text(lambda: version),
                 "caps": Text(caps),
                 "hello": Text(lambda: f"hello from warren {version}"),
@@ -54,7 +56,7 @@ class Dev(Dir):
         return pairs({"s": now, "utc": iso})
 
 
-class Endless(Node):
+class Plenty(Node):
     """Bytes for whoever asks, wherever they ask; what is written is gone."""
 
     mode = 0o666
@@ -65,18 +67,20 @@ class Endless(Node):
         self.some = some
 
     def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
-        return _EndlessHandle(self.some)
+        return _PlentyHandle(self.some)
 
     def setattr(self, changes: Changes) -> Maybe[None]:
         """What a shell's redirection sends is harmless."""
 
 
-class _EndlessHandle(Handle):
+class _PlentyHandle(Handle):
     def __init__(self, some: Callable[[int], bytes]) -> None:
-        self.some = some
+        self.some, self.left = some, PLENTY
 
     def read(self, offset: int, count: int) -> Maybe[Bytes]:
-        return self.some(min(count, MOST))
+        given = self.some(min(count, MOST, self.left))
+        self.left -= len(given)
+        return given
 
     def write(self, offset: int, data: Bytes) -> Maybe[int]:
         return len(data)

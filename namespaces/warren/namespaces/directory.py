@@ -24,6 +24,7 @@ T = TypeVar("T")
 _MISSING = (errno.ENOENT, errno.ENOTDIR)
 _O_EXCL = 0o200
 PATIENCE: Final = 1.0  # for what a tree that is elsewhere says of its root
+QUIET: Final = 5.0  # seconds for which one that said nothing is not asked again
 _DEV, _ERRSTR = ("dev",), ("dev", "errstr")
 
 
@@ -189,6 +190,9 @@ class SpaceDir(Node):
     # Attributes are those of the first member
 
     def attr(self) -> Maybe[Attr]:
+        quiet = self.view.shared.quiet.get(self.path)
+        if quiet is not None and trio.current_time() < quiet:
+            return self._bare()
         try:
             source = self._source(0)
         except OSError:
@@ -209,8 +213,10 @@ class SpaceDir(Node):
         found = self._bare()  # that something is mounted here is true all the same
         try:
             # Not for long: who lists the directory above asks for every tree in it, and one may be silent.
-            with trio.move_on_after(PATIENCE):
+            with trio.move_on_after(PATIENCE) as scope:
                 found = await attr if attr is not None else await now((await node).attr())  # type: ignore[misc]
+            if scope.cancelled_caught:  # `ls -l` asks several times, and giving up takes its time too
+                self.view.shared.quiet[self.path] = trio.current_time() + QUIET
         except OSError:
             pass
         return found._replace(qid=self.qid())

@@ -61,6 +61,7 @@ class Shared:
         self.errstr = ErrStr()
         self._kinds: dict[Path, Qid | None] = {}  # of mount points: the qid of a file, None of a directory
         self._tops: dict[str, str] = {}
+        self.quiet: dict[Path, float] = {}  # mount points whose tree said nothing: until when nobody asks
         self._version = cell.version
 
     def _current(self) -> None:
@@ -68,6 +69,7 @@ class Shared:
             self._version = self.cell.version
             self._kinds.clear()
             self._tops.clear()
+            self.quiet.clear()
 
     @property
     def kinds(self) -> dict[Path, Qid | None]:

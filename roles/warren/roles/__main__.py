@@ -6,6 +6,7 @@ Whatever ends it, the last line that it says is the reason: the keeper shows tha
 import argparse
 import sys
 import traceback
+from collections.abc import Iterator
 
 import trio
 from warren.auth.refusal import Refusal
@@ -27,20 +28,22 @@ def main() -> int:
     try:
         trio.run(serve_role, State(args.state), args.name)
     except BaseException as e:
-        reason = first(e)
-        if not isinstance(reason, EXPECTED):
+        found = list(reasons(e))
+        if not all(isinstance(reason, EXPECTED) for reason in found):
             traceback.print_exception(e)
-        kind = "" if isinstance(reason, EXPECTED) else f"{type(reason).__name__}: "
-        print(f"{args.name} ended: {kind}{reason}", file=sys.stderr)
+        said = [str(r) if isinstance(r, EXPECTED) else f"{type(r).__name__}: {r}" for r in found]
+        print(f"{args.name} ended: {'; '.join(dict.fromkeys(said))}", file=sys.stderr)
         return 1
     return 0
 
 
-def first(e: BaseException) -> BaseException:
+def reasons(e: BaseException) -> Iterator[BaseException]:
     """What it was about: groups have reasons, and are none."""
-    while isinstance(e, BaseExceptionGroup):
-        e = e.exceptions[0]
-    return e
+    if isinstance(e, BaseExceptionGroup):
+        for one in e.exceptions:
+            yield from reasons(one)
+    else:
+        yield e
 
 
 if __name__ == "__main__":

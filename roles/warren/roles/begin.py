@@ -110,10 +110,12 @@ def _detached(
         code = _kept(state, roles, mount, command, answer)
     except Refusal as e:
         answer(kind=type(e).__name__, text=e.text, way_out=e.way_out)
+        print(f"{e.text}; {e.way_out}", file=sys.stderr, flush=True)
     except OSError as e:
         where = e.filename if isinstance(e.filename, str) else state.directory
         way_out = "make room there" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --state"
         answer(kind="Refusal", text=f"{where}: {e.strerror}", way_out=way_out)
+        print(f"{where}: {e.strerror}", file=sys.stderr, flush=True)
     except BaseException as e:
         answer(kind="Refusal", text=f"this is a defect of warren: {type(e).__name__}: {e}", way_out="tell us")
         traceback.print_exc()
