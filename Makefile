@@ -26,10 +26,11 @@ check: ## ruff and mypy --strict over the packages and the tests
 	@.ci/setup check
 	@status=0; set -x; .venv/bin/ruff check || status=1; .venv/bin/mypy || status=1; exit $$status
 
-bench: ## measure side by side with Debian's diod, and mounts with mfusepy
+bench: ## measure beside diod, mounts beside mfusepy, durable messages beside Redis and JetStream
 	@.ci/setup bench
 	.venv/bin/python -m tests.bench
 	.venv/bin/python -m tests.bench fuse
+	.venv/bin/python -m tests.bench work
 
 fuzz: ## fuzz the decoder and the server session for MINUTES=10
 	@.ci/setup fuzz

@@ -108,6 +108,12 @@ def _task(role: Role, options: Mapping[str, str]) -> Built:
     return Built(tasks, (tasks.keep,))
 
 
+def _store(role: Role, options: Mapping[str, str]) -> Built:
+    from warren.servers.store import StoreTree
+
+    return Built(StoreTree(role.store, role.log.event))
+
+
 def _storage(role: Role, options: Mapping[str, str]) -> Built:
     from warren.servers.storage import Storage
 
@@ -130,7 +136,8 @@ def _demo(role: Role, options: Mapping[str, str]) -> Built:
 
 BUILD: Mapping[str, Callable[[Role, Mapping[str, str]], Built]] = {
     "dev": _dev, "proc": _proc, "role": _role, "srv": _srv, "log": _log, "ca": _ca, "cap": _cap,
-    "ram": _ram, "mailbox": _mailbox, "task": _task, "storage": _storage, "disk": _disk, "demo": _demo,
+    "ram": _ram, "mailbox": _mailbox, "task": _task, "storage": _storage, "store": _store,
+    "disk": _disk, "demo": _demo,
 }  # fmt: skip
 
 

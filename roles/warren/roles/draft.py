@@ -33,6 +33,7 @@ _SHAPES: Final = {
     "strict": "strict",
 }
 _LIMITS: Final = {f.name: type(f.default) for f in dataclasses.fields(Limits)}
+_STORES: Final = re.compile(r"memory|sqlite|(nats|tls)://\S+")
 
 
 class BadRole(ValueError):
@@ -121,7 +122,7 @@ class Draft:
                 self.once("role", where, name)
             case ["namespace", file] if file.endswith(".ns"):
                 self.once("namespace", where, file)
-            case ["store", place] if place in ("memory", "sqlite") or re.fullmatch(r"nats://[^\s/]+", place):
+            case ["store", place] if _STORES.fullmatch(place):
                 self.once("store", where, place)
             case ["listen", "tls"]:
                 self.once("listen", where, "tls")

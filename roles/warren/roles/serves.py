@@ -81,6 +81,7 @@ SERVERS: Final[Mapping[str, Options]] = {
     "mailbox": {},
     "task": {},
     "storage": {"quota": count, "largest": count},
+    "store": {},
     "disk": {"dir": _directory, "read-only": _yes},
     "demo": {},
 }

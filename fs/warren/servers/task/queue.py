@@ -174,6 +174,11 @@ class TaskQueue:
             return 0
         return record.generation if isinstance(record, End) else 0
 
+    @property
+    def generation(self) -> int:
+        """Of its fences: the store's, which rises when a copy of it is restored, before the queue's own."""
+        return (self.store.generation - 1 << 32) + self.state.generation
+
     def newer(self, generation: int) -> int:
         """A generation that is greater, and greater than any that began in this log before."""
         return max(generation + 1, self.journal.next)

@@ -140,7 +140,7 @@ def lease(queue: TaskQueue, reader: Reader, task: Task) -> None:
         "seq": task.number,
         "attempt": attempt,
         "lease": secret,
-        "fence": f"{state.generation}.{task.number}.{attempt}.{secret}",
+        "fence": f"{queue.generation}.{task.number}.{attempt}.{secret}",
         "until": until,
     }
     said = {"prio": task.prio, "key": task.key, "effect": task.effect, "last": task.why}
@@ -171,7 +171,7 @@ def _held(queue: TaskQueue, fence: Fence, subject: str) -> Task | None:
     state = queue.state
     task = state.tasks.get(fence.task)
     if task is None or task.state != LEASED or (fence.generation, fence.attempt) != (
-        state.generation, task.attempt,
+        queue.generation, task.attempt,
     ):  # fmt: skip
         return None
     ours = hmac.compare_digest(task.mark, marked(fence.secret)) and task.worker == legible(subject)
@@ -184,8 +184,8 @@ def _superseded(queue: TaskQueue, fence: Fence) -> Refused:
     task, finish = state.tasks.get(fence.task), state.finished.get(fence.task)
     if state.drained:
         why = DRAINED
-    elif fence.generation != state.generation:
-        why = f"the queue is in generation {state.generation}, the fence is of {fence.generation}"
+    elif fence.generation != queue.generation:
+        why = f"the queue is in generation {queue.generation}, the fence is of {fence.generation}"
     elif finish is not None:
         why = f"task {fence.task} was done in attempt {finish.attempt}, at {finish.at:.3f}"
     elif task is None:

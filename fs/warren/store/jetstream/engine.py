@@ -8,6 +8,11 @@ over, for a cluster that lost its leader has another within seconds. A write is 
 is in the place it is meant for: it carries the place of the message it must follow, and no two can follow the
 same one. So it is done once or not at all, whatever was lost on the way, and one that comes late changes
 nothing that others did meanwhile.
+
+With replicas a leader compares the place on a subject before the others have agreed, so two writes under way
+may both pass (nats-server 2.9). What all of them compare, when they apply it, is the newest place of the
+whole stream. So there a write expects that too: one at a time in each process, and of two processes one
+begins again.
 """
 
 from __future__ import annotations
@@ -26,10 +31,11 @@ T = TypeVar("T")
 ANSWER: Final = 2.0  # seconds for one answer
 PAUSE: Final = 0.1  # seconds until the next attempt
 EXPECT: Final = "Nats-Expected-Last-Subject-Sequence"
+EXPECT_ALL: Final = "Nats-Expected-Last-Sequence"
 MARK: Final = "Warren-Write"
 DELETED: Final = "KV-Operation"  # with DEL or PURGE: what a bucket's clients write for a deletion
 _NOT_FOUND: Final = 404
-_NO_MESSAGE, _WRONG_LAST = 10037, 10071
+_NO_MESSAGE, _NOT_DELETED, _WRONG_LAST = 10037, 10057, 10071
 _FULL: Final = frozenset((10023, 10028, 10047, 10077, 10122))
 # Another was faster to make it; or those who are to hold the replicas have not all been heard of yet.
 _SOON: Final = frozenset((10005, 10023, 10058, 10074))
@@ -92,6 +98,8 @@ class Engine:
     def __init__(self, line: Line, prefix: str, replicas: int, patience: float) -> None:
         self.line, self.replicas, self.patience = line, replicas, patience
         self.logs, self.values = prefix, f"KV_{prefix}"
+        self._turns: dict[str, trio.Lock] = {}
+        self._ends: dict[str, int] = {}  # the newest place of a stream, as far as is known here
         self.log_root, self.value_root = f"{prefix}.log", f"$KV.{prefix}"
 
     async def prepare(self) -> None:
@@ -179,39 +187,70 @@ class Engine:
         AFTER, None when something else does. Cancelled: it is written or not; what was asked is waited for.
         """
         headers = {**headers, EXPECT: str(after), "Nats-Expected-Stream": stream}
+        if self.replicas == 1:
+            return await self._write(stream, subject, data, headers, ours)
+        async with self._turns.setdefault(stream, trio.Lock()):
+            return await self._write(stream, subject, data, headers, ours)
+
+    async def _write(
+        self,
+        stream: str,
+        subject: str,
+        data: bytes,
+        headers: dict[str, str],
+        ours: Callable[[], Awaitable[int | None]],
+    ) -> int:
+        doubt, lost = "", False
         with trio.CancelScope() as over:
             over.deadline = trio.current_time() + self.patience
-            doubt = ""
             while True:
                 if doubt:
                     try:
                         place = await ours()
                     except StoreFailed as e:
+                        if not lost:
+                            raise Late from None  # each attempt was refused, so it was not done
                         raise StoreFailed(f"{e}; the write may have been done") from None
                     if place is None:
                         raise Late
                     if place:
                         return place
+                if self.replicas > 1:
+                    if doubt or stream not in self._ends:
+                        self._ends[stream] = (await self.state(stream)).last_seq
+                    headers[EXPECT_ALL] = str(self._ends[stream])
                 try:
                     with trio.CancelScope(shield=True):
                         said = await self.line.ask(subject, data, headers, ANSWER)
                     answer = _decode(said.data)
                     if answer.error is None:
+                        self._ends[stream] = answer.seq
                         return answer.seq
+                    doubt = answer.error.description
                     if answer.error.err_code == _WRONG_LAST:
-                        if not doubt:
+                        if self.replicas == 1 and not lost:
                             raise Late
+                        if self.replicas > 1:
+                            continue
                     elif answer.error.code < 500 or answer.error.err_code in _FULL:
                         self._check(answer)
-                    doubt = answer.error.description
                 except (Unanswered, msgspec.DecodeError) as e:
-                    doubt = str(e)
+                    doubt, lost = str(e) or "no answer", True
                 await trio.sleep(PAUSE)
         raise StoreFailed(f"{self.line.shown}: {doubt}; the write may have been done")
 
     async def purge(self, stream: str, subject: str, before: int) -> None:
-        """Give back the room of a subject's messages before a place. Harmless to repeat, and to leave."""
+        """Give back the room of a subject's messages before a place. Harmless to repeat, and to leave.
+
+        A follower that is behind that place is moved to it by the server: it sees a place left out.
+        """
         self._check(await self.ask(f"STREAM.PURGE.{stream}", {"filter": subject, "seq": before}))
+
+    async def remove(self, stream: str, at: int) -> None:
+        """Remove the message in one place. Harmless to repeat."""
+        said = await self.ask(f"STREAM.MSG.DELETE.{stream}", {"seq": at, "no_erase": True})
+        if said.error is not None and said.error.err_code not in (_NO_MESSAGE, _NOT_DELETED):
+            self._check(said)
 
     async def follow(self, stream: str, pattern: str, to: str, seen: int, heartbeat: float) -> Answer:
         """Have all changes after SEEN told to a subject, without bodies; after 0 the newest of each first."""

@@ -238,7 +238,9 @@ class JetStreamStore(Store):
 
     def _appended_to(self, subject: str, place: int, headers: dict[str, str]) -> None:
         self._news += 1
-        if lot := self._readers.get(self.logs.name(subject)):
+        if place != self.followers[1].seen + 1:
+            self._missed(0, 0)  # a trim made the server leave out places, perhaps some of other topics
+        elif lot := self._readers.get(self.logs.name(subject)):
             lot.unpark_all()
 
     def _missed(self, seen: int, last: int) -> None:

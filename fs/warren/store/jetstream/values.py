@@ -276,8 +276,8 @@ class Values:
     async def sweep(self) -> None:
         """Forget the oldest deletions where there are too many. Runs until cancelled.
 
-        They are removed only GRACE seconds after everybody was told so: a follower that is behind by less than
-        that still finds each of them, and knows whom it concerns.
+        They are removed only GRACE seconds after everybody was told so: a follower that is behind by less
+        than that still finds each of them, and knows whom it concerns.
         """
         while True:
             self._news = trio.Event()
@@ -307,7 +307,7 @@ class Values:
 
     async def _remove(self, key: str, at: int, slots: trio.Semaphore) -> None:
         try:
-            await self.engine.purge(self.engine.values, self._subject(key), at + 1)
+            await self.engine.remove(self.engine.values, at)
             async with self._listing:
                 if self._leaving.get(key, (0, 0.0))[0] == at:
                     del self._leaving[key]
