@@ -37,9 +37,10 @@ def terminals(home: Path) -> Iterator[Terminals]:
         try:
             yield both
         finally:
-            # The page says `make down`; a page that failed half-way has not come so far.
-            warren = ROOT / ".venv/bin/warren"
-            subprocess.run([warren, "down"], env=both.env, timeout=PATIENCE, capture_output=True)
+            # The page takes its hives down; one that failed half-way has not come so far.
+            for there in home.rglob("hive.toml"):
+                words = [ROOT / ".venv/bin/warren", "down", "--state", there.parent]
+                subprocess.run(words, env=both.env, timeout=PATIENCE, capture_output=True)
 
 
 def test_the_tutorial(terminals: Terminals) -> None:
