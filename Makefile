@@ -28,9 +28,7 @@ check: ## ruff and mypy --strict over the packages and the tests
 
 bench: ## measure beside diod, mounts beside mfusepy, durable messages beside Redis and JetStream
 	@.ci/setup bench
-	.venv/bin/python -m tests.bench
-	.venv/bin/python -m tests.bench fuse
-	.venv/bin/python -m tests.bench work
+	@status=0; set -x; for part in '' fuse work; do .venv/bin/python -m tests.bench $$part || status=1; done; exit $$status
 
 fuzz: ## fuzz the decoder and the server session for MINUTES=10
 	@.ci/setup fuzz

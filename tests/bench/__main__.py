@@ -4,6 +4,7 @@
                           [--detail] [--ceiling] [--json FILE]
                           [--subject NAME] [--against NAME]
     python -m tests.bench fuse ...          mounts instead: see `fuse --help`
+    python -m tests.bench work ...          durable messages and blobs instead: see `work --help`
 
 Both servers serve the same directory over TCP on 127.0.0.1, ours with policy,
 trace and audit on. For each scenario they are loaded in turn, A B A B …, and
@@ -79,7 +80,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from . import fuse_mount
+from . import fuse_mount, work
 from .processes import SERVERS, BenchError, Room, Running
 
 Figures = dict[str, Any]
@@ -249,6 +250,8 @@ def machine() -> dict[str, Any]:
         "openssl": ssl.OPENSSL_VERSION,
         "diod": package_version("diod"),
         "stunnel": package_version("stunnel4"),
+        "redis": package_version("redis-server"),
+        "nats": package_version("nats-server"),
     }
 
 
@@ -313,6 +316,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     if words[:1] == ["fuse"]:
         return fuse_mount.main(words[1:], machine)
+    if words[:1] == ["work"]:
+        return work.main(words[1:], machine)
     options, scenarios = parse(arguments)
     results: list[Result] = []
     try:

@@ -18,6 +18,7 @@ meanwhile, its manifest and its namespace, is `inforce`.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import signal
@@ -190,6 +191,8 @@ class Role:
                 for _ in manifest.exports_to:
                     nursery.start_soon(self._offer)
                 await self._first_word()
+                gc.collect()
+                gc.freeze()  # what a role is made of stays: to look through it again held up everybody
                 self.ready_ms = round((time.time() - self.begun) * 1000)
                 self.lifecycle.ready()
                 await self._hear()
