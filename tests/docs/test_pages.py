@@ -39,7 +39,7 @@ def terminals(home: Path) -> Iterator[Terminals]:
         finally:
             # The page takes its hives down; one that failed half-way has not come so far.
             for there in home.rglob("hive.toml"):
-                words = [ROOT / ".venv/bin/warren", "down", "--state", there.parent]
+                words = [f"{ROOT}/.venv/bin/warren", "down", "--state", f"{there.parent}"]
                 subprocess.run(words, env=both.env, timeout=PATIENCE, capture_output=True)
 
 
