@@ -20,7 +20,8 @@ down: ## take down what `make up` brought up
 
 test: check ## check, then every fast test, real clients and guest kernels among them
 	@.ci/setup test
-	$(PYTEST)
+	$(PYTEST) -n auto --maxprocesses 4 --dist loadfile -m 'not alone'
+	$(PYTEST) -m alone
 
 check: ## ruff and mypy --strict over the packages and the tests
 	@.ci/setup check

@@ -6,11 +6,16 @@ same suite. If something is missing here, first ask whether a file would do: a s
 writes to `/log` like anybody.
 """
 
-from collections.abc import Iterable, Mapping
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import trio
+
+if TYPE_CHECKING:
+    from warren.tree.node import Caller, Node
 
 
 class Clock(Protocol):
@@ -55,6 +60,28 @@ class Attach(Protocol):
 
     async def __call__(self, channel: trio.abc.Stream, subject: str) -> None:
         """Serve the channel until it closes. Cancelled lets go of everything it had."""
+
+
+class Share(NamedTuple):
+    """A path of this role that a machine's guest may use, on the authority of whoever shared it."""
+
+    path: str  # absolute, spelt plainly; the guest finds it at the same path
+    rights: tuple[str, ...]  # of read write create remove ctl
+    owner: Caller  # nothing is allowed that the owner could not do now
+
+
+class Guests(Protocol):
+    """What a role gives the machines it runs: a tree on a channel, and a place for the tree they serve."""
+
+    async def serve(
+        self, channel: trio.abc.Stream, subject: str, own: Node, shares: Sequence[Share] = ()
+    ) -> None:
+        """Serve a guest its OWN tree with SHARES beside it, until the channel closes. It is SUBJECT, whatever
+        it says of itself, and has all rights in its own tree. Cancelled lets go of everything it had."""
+
+    async def take(self, channel: trio.abc.Stream, name: str) -> None:
+        """Keep the tree that a guest serves on this channel at `/n/NAME`, until the channel closes. The role
+        reaches it as itself. Raises Refused if another is there by that name."""
 
 
 class Authority(Protocol):
