@@ -1,0 +1,190 @@
+"""Machines with real firmware and Secure Boot, for tests: Debian's kernel, busybox, and what they say.
+
+    ran = await run(image(keys), keys, folder)     ->  verdict, what the serial line said, PCRs
+
+The first process tells what it sees of lockdown and of the TPM, and then the marker.
+"""
+
+import base64
+import io
+import os
+import re
+import signal
+import stat
+import subprocess
+import tarfile
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from socket import socketpair
+
+import trio
+from warren.boot import esp, firmware, tpm, uki
+
+from tests.vm.initramfs import Entry, cpio
+from tests.vm.kernel import busybox, cached, kernel
+
+MARKER = b"WARREN GUEST UP"
+LIMIT = 180.0
+COMMAND_LINE = "console=ttyS0 quiet panic=-1 nokaslr mitigations=off"
+OSREL = "ID=warren\nNAME=Warren\nVERSION_ID=1\n"
+
+_INIT = """#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t proc none /proc; $b mount -t sysfs none /sys; $b mount -t devtmpfs none /dev
+$b mount -t securityfs none /sys/kernel/security
+echo "lockdown: $($b cat /sys/kernel/security/lockdown)"
+echo "cmdline: $($b cat /proc/cmdline)"
+echo "memory: $($b dd if=/dev/mem of=/dev/null bs=1 count=1 2>&1)"
+log=/sys/kernel/security/tpm0/binary_bios_measurements
+[ ! -e $log ] || $b base64 $log | $b sed 's/^/log: /'
+echo "WARREN GUEST UP"
+$b sleep 1000
+"""
+
+_UNLOCK = """
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+int main(int count, char **words)
+{
+    int file = count == 2 ? open(words[1], O_RDONLY) : -1, none = 0;
+    if (file >= 0 && ioctl(file, FS_IOC_SETFLAGS, &none) == 0)
+        return 0;
+    perror("unlock");
+    return 1;
+}
+"""
+
+
+@dataclass
+class Ran:
+    verdict: firmware.Verdict
+    serial: bytes
+    seconds: float
+    """From the start of QEMU to the verdict."""
+    pcrs: dict[int, bytes] = field(default_factory=dict)
+
+    def said(self, word: str) -> str:
+        found = re.findall(rf"^{word}: (.*?)\r?$", self.serial.decode(errors="replace"), re.MULTILINE)
+        return "\n".join(found)
+
+    def log(self) -> bytes:
+        """The firmware's measurements, as the guest had them."""
+        return base64.b64decode(self.said("log"))
+
+
+def packaged(name: str, pattern: str) -> bytes:
+    """One file of the kernel's package, as it is there."""
+    system = kernel("6.1")
+
+    def build(into: Path) -> None:
+        [package] = (system.image.parent / "package").glob("linux-image-*.deb")
+        unpack = ["dpkg-deb", "--fsys-tarfile", str(package)]
+        done = subprocess.run(unpack, capture_output=True, check=True, timeout=60)
+        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
+            [member] = [m for m in archive if re.fullmatch(pattern, m.name)]
+            found = archive.extractfile(member)
+            assert found is not None
+            (into / name).write_bytes(found.read())
+
+    return (cached(f"{name}-{system.release}", build) / name).read_bytes()
+
+
+@cache
+def linux() -> bytes:
+    """The bzImage, EFI entry and all."""
+    return packaged("vmlinuz", r"\./boot/vmlinuz-.*")
+
+
+def unlock() -> bytes:
+    """A program that takes a file's flags away: a shell has no word for it."""
+
+    def build(into: Path) -> None:
+        (into / "unlock.c").write_text(_UNLOCK)
+        command = ["gcc", "-static", "-Os", "-s", "-o", str(into / "unlock"), str(into / "unlock.c")]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    return (cached("unlock", build) / "unlock").read_bytes()
+
+
+def initrd(init: str = _INIT) -> bytes:
+    """With the module that shows the firmware's variables; it is signed, or the kernel would not have it."""
+    folders = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sys")]
+    program = Entry("bin/busybox", stat.S_IFREG | 0o755, busybox().read_bytes())
+    module = packaged("efivarfs.ko", r"\./lib/modules/.*/efivarfs\.ko")
+    files = [
+        Entry("efivarfs.ko", stat.S_IFREG | 0o644, module),
+        Entry("bin/unlock", stat.S_IFREG | 0o755, unlock()),
+    ]
+    return cpio([*folders, program, *files, Entry("init", stat.S_IFREG | 0o755, init.encode())])
+
+
+@cache
+def image(init: str = _INIT) -> bytes:
+    """Not signed."""
+    return uki.build(uki.stub(), linux(), initrd(init), COMMAND_LINE, OSREL)
+
+
+def without_keys() -> bytes:
+    """Variables of a machine that nobody owns: Secure Boot is off."""
+    return firmware.VARIABLES.read_bytes()
+
+
+def _disk(folder: Path, efi: bytes) -> Path:
+    (folder / "tpm").mkdir(mode=0o700, parents=True)
+    disk = folder / "esp"
+    disk.write_bytes(esp.build({esp.BOOT: efi}))
+    return disk
+
+
+async def run(
+    efi: bytes, variables: bytes, folder: Path, *, measured: tuple[int, ...] = (), limit: float = LIMIT
+) -> Ran:
+    """Boot it until there is a verdict. With `measured`, beside a TPM whose PCRs are read in the end."""
+    disk = await trio.to_thread.run_sync(_disk, folder, efi)
+    ours, theirs = socketpair()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(theirs)
+        serial = await stack.enter_async_context(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+        line = [
+            "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-accel", "tcg", "-cpu", "max", "-m", "512",
+            "-chardev", f"socket,id=serial,fd={theirs.fileno()}", "-serial", "chardev:serial",
+            *firmware.machine(variables, disk, folder),
+        ]  # fmt: skip
+        fds = [theirs.fileno()]
+        chip = None
+        if measured:
+            chip = await stack.enter_async_context(tpm.started(folder / "tpm"))
+            line += chip.arguments
+            fds.append(chip.fd)
+        # `timeout` outlives a test that was killed, and ends a machine that sits at the firmware's prompt.
+        guard = ["timeout", "--signal=KILL", str(int(limit) + 30), "nice", "-n", "5"]
+        begun = time.monotonic()
+        process = subprocess.Popen(  # noqa: ASYNC220  # its group is killed below, whatever happens
+            [*guard, *line],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=fds,
+            start_new_session=True,
+        )
+        theirs.close()
+        told = bytearray()
+        try:
+            with trio.move_on_after(limit):
+                while firmware.seen(bytes(told), MARKER) is None:
+                    more = await serial.receive_some(65536)
+                    if not more:
+                        break
+                    told += more
+            seconds = time.monotonic() - begun
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(process.wait)
+        pcrs = await chip.pcrs(*measured) if chip is not None else {}
+    return Ran(firmware.verdict(bytes(told), MARKER), bytes(told), seconds, pcrs)
