@@ -14,6 +14,9 @@ import pytest
 
 from tests.sources import ROOT, SOURCE_ROOTS
 
+# Sources that images are built from, and where the program has them.
+CARRIED = {"kernel-shim": "warren/boot/shim", "images": "warren/boot/images"}
+
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -49,7 +52,13 @@ def contents(folder: Path) -> set[str]:
 
 def shipped() -> set[str]:
     """Every file of the packages as it lies in the checkout, named as it is to be installed."""
-    return {
+    carried = {
+        f"{there}/{path.relative_to(ROOT / top)}"
+        for top, there in CARRIED.items()
+        for path in (ROOT / top).rglob("*")
+        if path.is_file() and not {"out", ".gitignore"}.intersection(path.relative_to(ROOT / top).parts)
+    }
+    return carried | {
         str(path.relative_to(ROOT / top))
         for top in SOURCE_ROOTS
         for path in (ROOT / top / "warren").rglob("*")
