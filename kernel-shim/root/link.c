@@ -30,13 +30,10 @@ static _Noreturn void broken(const char *why)
 static void receive(u8 *to, u32 count)
 {
     for (u32 i = 0; i < count; i++) {
-        if (!(port_in(PORTS_COM2, COM2 + 5) & RECEIVED)) {
-            u64 since = timestamp();
-            do
-                yield();
-            while (!(port_in(PORTS_COM2, COM2 + 5) & RECEIVED));
-            waited += timestamp() - since;
-        }
+        u64 since = timestamp();
+        while (!(port_in(PORTS_COM2, COM2 + 5) & RECEIVED))
+            yield();
+        waited += timestamp() - since;
         to[i] = port_in(PORTS_COM2, COM2);
     }
 }

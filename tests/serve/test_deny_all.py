@@ -19,9 +19,12 @@ import trio
 import warren.servers
 from warren.auth.ca import CA
 from warren.auth.rights import Policy
+from warren.boot.accel import Accelerators
+from warren.boot.bench import Bench
 from warren.p9 import messages as p9
 from warren.p9.fields import NOFID, QTDIR
 from warren.p9.messages import ALL, PLAIN, Message, Rattach, Rerror, Rlerror
+from warren.servers.boot import Boot
 from warren.servers.ca import Ca
 from warren.servers.cap import Cap
 from warren.servers.demo import Demo
@@ -41,6 +44,8 @@ from warren.traces.audit import AuditMemory
 from warren.traces.audit.text import audit_text
 from warren.tree import Handle, Node
 
+from tests.boot import tiny
+from tests.boot.shelf import Shelf, tiny_image
 from tests.servers.clock import StillClock
 from tests.servers.ports import Crowd, Nobody, TheRole
 from tests.wire import EVERYTHING, Wire, served
@@ -125,9 +130,18 @@ def a_store(folder: Path) -> Node:
     return StoreTree(MemoryStore())
 
 
+def a_boot(folder: Path) -> Node:
+    shelf = Shelf({"one": tiny_image(folder / "one", "one", tiny.HANG), "two": None})
+    return Boot(Bench(shelf, no_guest, Accelerators(), folder / "boot"), StillClock())
+
+
+async def no_guest(channel: trio.abc.Stream, subject: str, own: Node) -> None:
+    raise AssertionError("nothing is booted here")
+
+
 # How to build one of each. The key is the module of warren.servers.
 BUILT: dict[str, Callable[[Path], Node]] = {
-    "ca": a_ca, "cap": a_cap, "demo": a_demo, "dev": a_dev, "disk": a_disk, "log": a_log,
+    "boot": a_boot, "ca": a_ca, "cap": a_cap, "demo": a_demo, "dev": a_dev, "disk": a_disk, "log": a_log,
     "mailbox": a_mailbox, "proc": a_proc, "ram": a_ram, "role": a_role, "srv": a_srv, "storage": a_storage,
     "store": a_store, "task": a_task,
 }  # fmt: skip

@@ -122,6 +122,14 @@ def _storage(role: Role, options: Mapping[str, str]) -> Built:
     return Built(Storage(directory, role.store, role.clock, quota=quota, largest=largest))
 
 
+def _boot(role: Role, options: Mapping[str, str]) -> Built:
+    from warren.roles.machines import of
+    from warren.servers.boot import Boot
+
+    boot = Boot(of(role), role.clock)
+    return Built(boot, (boot.keep,))
+
+
 def _disk(role: Role, options: Mapping[str, str]) -> Built:
     from warren.servers.disk import Disk
 
@@ -137,7 +145,7 @@ def _demo(role: Role, options: Mapping[str, str]) -> Built:
 BUILD: Mapping[str, Callable[[Role, Mapping[str, str]], Built]] = {
     "dev": _dev, "proc": _proc, "role": _role, "srv": _srv, "log": _log, "ca": _ca, "cap": _cap,
     "ram": _ram, "mailbox": _mailbox, "task": _task, "storage": _storage, "store": _store,
-    "disk": _disk, "demo": _demo,
+    "boot": _boot, "disk": _disk, "demo": _demo,
 }  # fmt: skip
 
 

@@ -82,6 +82,7 @@ SERVERS: Final[Mapping[str, Options]] = {
     "task": {},
     "storage": {"quota": count, "largest": count},
     "store": {},
+    "boot": {},
     "disk": {"dir": _directory, "read-only": _yes},
     "demo": {},
 }
