@@ -68,7 +68,12 @@ IO_MODULES = {
 NO_SOCKET = "a server that opens a socket has a door without a guard; Dial and Attach are its ports"
 
 # An optional dependency: the name it is imported by, and the extra in pyproject.toml that brings it.
-OPTIONAL: dict[str, str] = {"nats": "jetstream", "trio_asyncio": "jetstream"}
+OPTIONAL: dict[str, str] = {
+    "nats": "jetstream",
+    "trio_asyncio": "jetstream",
+    "libvirt": "libvirt",
+    "libvirt_qemu": "libvirt",
+}
 # The suites in `check` run where tests run, so they may use what the extra `test` brings.
 TESTING = {"hypothesis"}
 

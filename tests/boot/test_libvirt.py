@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from warren.boot.libvirt import Happened, lacking, opened
+from warren.boot.libvirt import lacking, opened
 from warren.boot.libvirt_child import Child, adopting, bury
+from warren.boot.libvirt_domain import Happened
 from warren.boot.libvirt_driver import folder, private, sweep
 from warren.tree import Refused
 

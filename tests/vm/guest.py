@@ -35,9 +35,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
+from warren.boot.image import Image
 
-from .initramfs import initramfs, probe
-from .kernel import Kernel, Unreachable, kernel
+from .images import Unreachable, v9fs
 
 BOOT_LIMIT = 90.0
 LIFETIME = 300
@@ -47,7 +47,6 @@ _RUN, _INPUT, _CLOSE, _SIGNAL = 1, 2, 3, 4
 _HELLO, _OUTPUT, _EXIT = 16, 17, 18
 _HEADER = struct.Struct("<III")
 _SCRIPT_MAX = 120 * 1024
-_COMMAND_LINE = "console=ttyS0 quiet panic=-1 reboot=t nokaslr mitigations=off cryptomgr.notests"
 
 
 class GuestDied(Exception):
@@ -200,14 +199,17 @@ async def guest(series: str, *, ports: Sequence[int]) -> AsyncIterator[Guest]:
     qemu = shutil.which("qemu-system-x86_64")
     if qemu is None:
         raise Unreachable("there is no qemu-system-x86_64 here")
-    system, root, relay = await trio.to_thread.run_sync(_parts, series)
+    image = await trio.to_thread.run_sync(v9fs, series)
     with tempfile.TemporaryDirectory(prefix="warren-vm-") as work:
         console = Path(work) / "console"
         console.touch()
         ours, theirs = socket.socketpair()
         # QEMU's own complaints are told in the same place.
         with theirs, console.open("ab") as complaints:
-            command = _command(qemu, system, root, relay, ports, theirs.fileno(), console)
+            relay = Path(work) / "relay"
+            shutil.copyfile(image.files["probe"], relay)
+            relay.chmod(0o700)
+            command = _command(qemu, image, relay, ports, theirs.fileno(), console)
             started = time.monotonic()
             process = await trio.lowlevel.open_process(
                 command,
@@ -228,24 +230,20 @@ async def guest(series: str, *, ports: Sequence[int]) -> AsyncIterator[Guest]:
             await _end(process)
 
 
-def _parts(series: str) -> tuple[Kernel, Path, Path]:
-    system = kernel(series)
-    return system, initramfs(system), probe()
-
-
 def address(number: int) -> str:
     """The guest's name for the server at `ports[number]`."""
     return f"10.0.2.{100 + number}"
 
 
 def _command(
-    qemu: str, system: Kernel, root: Path, relay: Path, ports: Sequence[int], fd: int, console: Path
+    qemu: str, image: Image, relay: Path, ports: Sequence[int], fd: int, console: Path
 ) -> list[str]:
     # `timeout` leads a process group of its own and outlives a test that was killed with a guest that hangs.
     command = ["timeout", "--kill-after=5", str(LIFETIME), "nice", "-n", "10", qemu]
     command += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     command += ["-machine", "pc", "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", "512"]
-    command += ["-kernel", str(system.image), "-initrd", str(root), "-append", _COMMAND_LINE]
+    files, words = image.files, image.files["cmdline"].read_text().strip()
+    command += ["-kernel", str(files["kernel"]), "-initrd", str(files["initrd"]), "-append", words]
     command += ["-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console"]
     command += ["-chardev", f"socket,id=host,fd={fd}", "-device", "virtio-serial-pci"]
     command += ["-device", "virtserialport,chardev=host,name=host"]

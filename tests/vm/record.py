@@ -20,7 +20,7 @@ from warren.servers.disk import Disk
 from warren.traces.record import Recorder
 
 from .guest import guest
-from .kernel import SUITES, Unreachable
+from .images import KERNELS, Unreachable
 from .mounts import LINUX, PLAIN, in_guest, mounted
 from .servers import served
 
@@ -115,7 +115,7 @@ async def record(series: str, into: Path) -> None:
 
 async def main() -> None:
     GOLDEN.mkdir(parents=True, exist_ok=True)
-    for series in SUITES:
+    for series in KERNELS:
         try:
             await record(series, GOLDEN)
         except Unreachable as reason:

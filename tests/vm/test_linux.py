@@ -18,7 +18,7 @@ from warren.servers.disk import Disk
 
 from . import cases, words
 from .guest import Guest, GuestDied, guest
-from .kernel import SUITES, Unreachable, kernel
+from .images import KERNELS, Unreachable, v9fs
 from .mounts import LINUX, PLAIN, Place, mounted, place
 from .servers import Served, diod, served
 
@@ -73,14 +73,14 @@ class Report:
             pytest.fail(told, pytrace=False)
 
 
-@pytest.fixture(params=SUITES)
+@pytest.fixture(params=KERNELS)
 def series(request: pytest.FixtureRequest, not_run: Callable[[str], NoReturn]) -> str:
     """A kernel that is here.  Only the second may be out of reach."""
     name: str = request.param
     try:
-        kernel(name)
+        v9fs(name)
     except Unreachable as reason:
-        if name == next(iter(SUITES)):
+        if name == next(iter(KERNELS)):
             raise
         not_run(f"second guest kernel: {reason}")
     return name
@@ -122,7 +122,7 @@ async def test_the_cases_hold_against_diod(tmp_path: Path) -> None:
     directory.mkdir()
     async with AsyncExitStack() as stack:
         port = await stack.enter_async_context(diod(directory, tmp_path / "diod.log"))
-        booted = await stack.enter_async_context(guest(next(iter(SUITES)), ports=[port]))
+        booted = await stack.enter_async_context(guest(next(iter(KERNELS)), ports=[port]))
         report = Report(booted)
         async with place(booted, directory, dialect=LINUX, aname=str(directory)) as at:
             chosen = [case for case in cases.BOTH + cases.LINUX_ONLY if case is not cases.waits_for_a_lock]

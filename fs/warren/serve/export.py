@@ -71,6 +71,7 @@ class Export:
         self.freshness: Freshness | None = None  # set where the authority is watched
         self.admit: Callable[[str, str], None] = lambda op, path: None  # a role that drains refuses here
         self.denied: Callable[[Denial], None] = lambda denial: None  # a log of denials; must not raise
+        self.shown_to_all = False  # to a kernel that judges by modes before it asks: the owner's bits for all
         self.seq = 1  # moves when the policy does
         self.sessions: set[Session] = set()
         self.past = 0  # operations of sessions that are gone

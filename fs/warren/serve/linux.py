@@ -60,7 +60,11 @@ def _told(s: Session, attr: Attr) -> Attr:
     """What word a file is, our own clients are told; to others `gen` is a generation, and we keep none."""
     dialect = s.half.dialect
     ours = dialect is not None and dialect.name == p9.WARREN
-    return attr if ours or not attr.gen else attr._replace(gen=0)
+    attr = attr if ours or not attr.gen else attr._replace(gen=0)
+    if s.export.shown_to_all:
+        own = attr.mode & 0o700
+        attr = attr._replace(mode=attr.mode | own >> 3 | own >> 6)
+    return attr
 
 
 def tlopen(s: Session, m: p9.Tlopen) -> Reply:

@@ -136,6 +136,15 @@ def _ovmf() -> Finding:
     return Finding(LACKING, "no OVMF firmware", costs, "install the package ovmf")
 
 
+def _libvirt() -> Finding:
+    from warren.boot import libvirt
+
+    if why := libvirt.lacking():
+        way_out = "install libvirt-dev, pkg-config and gcc, then warren-9p[libvirt]"
+        return Finding(LACKING, why.partition(";")[0], "machines are run by QEMU alone", way_out)
+    return Finding(OK, "its library can be loaded; /vm/backends says whether it runs machines")
+
+
 def _gpu() -> Finding:
     costs = "work for a GPU falls back to processors, or is refused"
     devices = sorted(p.name for p in Path("/dev").glob("nvidia[0-9]*"))
@@ -175,7 +184,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "qemu": _program("qemu-system-x86_64", "no machines, no boot images", "qemu-system-x86"),
     "accelerator": _accelerator,
     "ovmf": _ovmf,
-    "libvirt": _program("virsh", "machines are run by QEMU alone", "libvirt-clients"),
+    "libvirt": _libvirt,
     "cgroups": _cgroups,
     "jail": _program("bwrap", "programs are confined by their namespace alone", "bubblewrap"),
     "nats": _program("nats-server", "stores are of one machine: SQLite", "nats-server"),

@@ -39,6 +39,7 @@ COMMANDS = {
     "umount": "take a mounted tree away",
     "import": "a tree from elsewhere, on a unix socket",
     "export": "let a queen mount a tree of this machine",
+    "image": "build images, and see what they are made of",
     "boot": "boot images, measure and verify them",
     "audit": "read and verify an audit",
     "ca": "the hive's certificate authority",

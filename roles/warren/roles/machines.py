@@ -86,4 +86,6 @@ def _secured(state: Path, image: Image, recipe: Recipe, folder: Path) -> Job:
 
 async def _serve(audit: Audit, channel: trio.abc.Stream, subject: str, own: Node) -> None:
     """Serve a guest its own tree until the channel ends."""
-    await serve_stream(Export(own, _ALL, audit, TraceRing(), _LIMITS), channel, subject)
+    export = Export(own, _ALL, audit, TraceRing(), _LIMITS)
+    export.shown_to_all = True
+    await serve_stream(export, channel, subject)
