@@ -39,6 +39,7 @@ from warren.servers.srv import Srv
 from warren.servers.storage import Storage
 from warren.servers.store import StoreTree
 from warren.servers.task import Tasks
+from warren.servers.vm import Vm
 from warren.store import MemoryStore
 from warren.traces.audit import AuditMemory
 from warren.traces.audit.text import audit_text
@@ -48,6 +49,7 @@ from tests.boot import tiny
 from tests.boot.shelf import Shelf, tiny_image
 from tests.servers.clock import StillClock
 from tests.servers.ports import Crowd, Nobody, TheRole
+from tests.servers.vm.place import NoGuests
 from tests.wire import EVERYTHING, Wire, served
 
 
@@ -139,11 +141,18 @@ async def no_guest(channel: trio.abc.Stream, subject: str, own: Node) -> None:
     raise AssertionError("nothing is booted here")
 
 
+def a_vm(folder: Path) -> Node:
+    (folder / "vm").mkdir()
+    vm = Vm(folder / "vm", StillClock(), NoGuests(), backends=())
+    vm.add(Nobody()).keep()
+    return vm
+
+
 # How to build one of each. The key is the module of warren.servers.
 BUILT: dict[str, Callable[[Path], Node]] = {
     "boot": a_boot, "ca": a_ca, "cap": a_cap, "demo": a_demo, "dev": a_dev, "disk": a_disk, "log": a_log,
     "mailbox": a_mailbox, "proc": a_proc, "ram": a_ram, "role": a_role, "srv": a_srv, "storage": a_storage,
-    "store": a_store, "task": a_task,
+    "store": a_store, "task": a_task, "vm": a_vm,
 }  # fmt: skip
 
 

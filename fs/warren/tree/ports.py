@@ -79,9 +79,12 @@ class Guests(Protocol):
         """Serve a guest its OWN tree with SHARES beside it, until the channel closes. It is SUBJECT, whatever
         it says of itself, and has all rights in its own tree. Cancelled lets go of everything it had."""
 
-    async def take(self, channel: trio.abc.Stream, name: str) -> None:
-        """Keep the tree that a guest serves on this channel at `/n/NAME`, until the channel closes. The role
-        reaches it as itself. Raises Refused if another is there by that name."""
+    async def take(
+        self, channel: trio.abc.Stream, name: str,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:  # fmt: skip
+        """Keep the tree that a guest serves on this channel at `/n/NAME`, until the channel closes; started
+        once it is there. The role reaches it as itself. Raises Refused if another is there by that name."""
 
 
 class Authority(Protocol):

@@ -130,6 +130,27 @@ def _boot(role: Role, options: Mapping[str, str]) -> Built:
     return Built(boot, (boot.keep,))
 
 
+def _vm(role: Role, options: Mapping[str, str]) -> Built:
+    from warren.boot.image import Images
+    from warren.roles.builder import Beside
+    from warren.roles.guests import Guests
+    from warren.servers.vm import Vm
+    from warren.servers.vm.backends import usual
+    from warren.servers.vm.images import StoredImages
+
+    state = role.state.directory
+    post, withdraw = role.inforce.post, role.inforce.withdraw
+    guests = Guests(role.export, role.reach.guests, post, withdraw, role.identity.uri)
+    memory = count(options["memory"]) if "memory" in options else 0
+    vm = Vm(
+        state / "vm" / role.name, role.clock, guests, standing=guests.standing, tell=role.tell,
+        images=StoredImages(lambda: Beside(Images.at(state), state)),
+        backends=usual(state / "boot" / "accelerators.json"), memory=memory,
+        machines=count(options.get("machines", "64")),
+    )  # fmt: skip
+    return Built(vm, (vm.keep,))
+
+
 def _disk(role: Role, options: Mapping[str, str]) -> Built:
     from warren.servers.disk import Disk
 
@@ -145,7 +166,7 @@ def _demo(role: Role, options: Mapping[str, str]) -> Built:
 BUILD: Mapping[str, Callable[[Role, Mapping[str, str]], Built]] = {
     "dev": _dev, "proc": _proc, "role": _role, "srv": _srv, "log": _log, "ca": _ca, "cap": _cap,
     "ram": _ram, "mailbox": _mailbox, "task": _task, "storage": _storage, "store": _store,
-    "boot": _boot, "disk": _disk, "demo": _demo,
+    "boot": _boot, "vm": _vm, "disk": _disk, "demo": _demo,
 }  # fmt: skip
 
 

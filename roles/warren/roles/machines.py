@@ -24,6 +24,7 @@ from warren.boot.image import Images
 from warren.boot.prepare import Checked, Image, secured
 from warren.boot.prepare import Images as Shelf
 from warren.boot.recipe import Recipe
+from warren.roles.builder import Beside
 from warren.serve.export import Export, Limits
 from warren.serve.stream import serve_stream
 from warren.traces.audit import Audit, AuditMemory
@@ -47,7 +48,7 @@ def of(role: Role) -> Bench:
     """The bench of a role. Where there are no recipes it has no images, and the role's log says why."""
     state = role.state.directory
     try:
-        images: Shelf = Images.at(state)
+        images: Shelf = Beside(Images.at(state), state)
     except Refused as e:
         role.tell(f"/boot has no images: {e.detail}")
         images = _Empty(e)

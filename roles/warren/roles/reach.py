@@ -6,7 +6,8 @@
     await nursery.start(reach.run)
     SpaceRoot(cell, reach)
 
-`$self` is this role's own trees. Whatever else a namespace names is reached for each caller on a connection
+`$self` is this role's own trees, and what a guest of one of its machines serves is as near (see `guests`).
+Whatever else a namespace names is reached for each caller on a connection
 of its own, since authority belongs to a connection:
 
     local, or ourselves     as ourselves: a local caller runs as our user, who can read our key
@@ -122,6 +123,7 @@ class Reach:
         self.posts = posts
         self.most = most
         self.ways: dict[str, Way] = {}
+        self.guests: dict[str, Node] = {}  # trees that guests of this role's machines serve, by address
         self._lines: dict[Key, Line] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -147,7 +149,7 @@ class Reach:
 
     def local(self, address: str) -> Node | None:
         """The root of a tree of this very process."""
-        return self.root if address == "$self" else None
+        return self.root if address == "$self" else self.guests.get(address)
 
     async def reach(self, address: str, caller: Caller, path: str = "/") -> Files:
         """A session with the tree at ADDRESS that acts for CALLER, at PATH and below; OSError if there is

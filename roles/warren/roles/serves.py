@@ -83,6 +83,7 @@ SERVERS: Final[Mapping[str, Options]] = {
     "storage": {"quota": count, "largest": count},
     "store": {},
     "boot": {},
+    "vm": {"machines": count, "memory": count},
     "disk": {"dir": _directory, "read-only": _yes},
     "demo": {},
 }

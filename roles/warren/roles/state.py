@@ -10,6 +10,7 @@
     STATE/store/  log/NAME/      what roles keep, and what they say
     STATE/roles/                 role files that go before those of the package
     STATE/srv/NAME/              sockets that the role NAME posts at /srv
+    STATE/vm/NAME/               what the machines of the role NAME have, as long as they run
     STATE/mnt/                   the queen's namespace, mounted
 
 STATE is --state, else $WARREN_STATE, else $XDG_STATE_HOME/warren/default, else ~/.local/state/warren/default.
