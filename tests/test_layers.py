@@ -200,7 +200,7 @@ def test_a_forbidden_import_is_seen(importer: str, source: str, reason: str) -> 
         ("serve.export", "from warren.auth.rights import Rights"),
         ("check.store", "import warren.store.memory, warren.serve"),
         ("servers.mailbox", "from warren.store import Store"),
-        ("servers.vm.clone", "from warren.servers.vm import machine\nimport warren.boot.qemu"),
+        ("servers.vm.clone", "from warren.servers.vm import machine\nimport warren.boot.machines.qemu"),
         ("shell.main", "import importlib\nimportlib.import_module(f'warren.shell.{name}')"),
         ("p9.codec", "import struct, errno"),
     ],

@@ -15,7 +15,7 @@ import pytest
 from tests.sources import ROOT, SOURCE_ROOTS
 
 # Sources that images are built from, and where the program has them.
-CARRIED = {"kernel-shim": "warren/boot/shim", "images": "warren/boot/images"}
+CARRIED = {"kernel-shim": "warren/boot/shim", "images": "warren/boot/images/recipes"}
 
 
 @pytest.fixture(scope="module")

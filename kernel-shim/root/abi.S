@@ -1,4 +1,4 @@
-/* The block of numbers, filled for our stand-in. boot/abi.py finds it by its first 16 bytes and fills it for
+/* The block of numbers, filled for our stand-in. boot/sel4/abi.py finds it by its first 16 bytes and fills it for
    another kernel; a number that is 0 is not known, and is probed for or done without. It is made by the
    assembler so that no compiler can take its values for constants. */
 #include "abi-numbers.h"

@@ -12,12 +12,12 @@ from .work import BARS, Bar, Found, main
 from .work_load import Meter, after, same, whole
 from .work_servers import durable
 
-SENDS, _, P99 = BARS["sends"]
+SENDS, _, _, P99, _ = BARS["sends"]
 
 
 def found(ours: list[float], theirs: list[float]) -> Found:
     return {
-        "warren": [{"send_per_s": value, "send_p99_ms": value} for value in ours],
+        "sdk": [{"send_per_s": value, "send_p99_ms": value} for value in ours],
         "redis": [{"send_per_s": value} for value in theirs],
     }
 
@@ -37,7 +37,7 @@ def test_a_latency_is_to_be_no_more_than_its_bar(ours: float, verdict: str) -> N
 
 
 def test_what_is_not_a_number_is_missed() -> None:
-    assert Bar("x", "warren", "send_per_s", 0, 0).verdict(found([float("nan")], [])) == "missed"
+    assert Bar("x", "sdk", "send_per_s", 0, 0).verdict(found([float("nan")], [])) == "missed"
 
 
 def test_a_message_that_the_server_does_not_have_is_no_measurement() -> None:

@@ -8,6 +8,8 @@ answer; then 64 readers, each receiving one message and acknowledging it. Sides,
 
     warren     /mailbox of a queen that `warren up` started: SQLite, fsynced before the answer; one connection
     warren-64  the same, with a connection for each writer
+    sdk        the same through `warren.mount.sdk`, each message with its idempotency key; it sends together
+               what is sent at the same time, as nats-py does
     redis      a stream with `appendfsync always`, asked through redis-py
     bare       the same, asked by a client that does almost nothing: what redis-py costs; no bar is set by it
     jetstream  file storage, synchronous publishes through nats-py: acknowledged, not fsynced
@@ -45,7 +47,7 @@ from .processes import CACHE, BenchError
 from .work_load import MIB, Figures
 
 ROOT = Path(__file__).parent.parent.parent
-SIDES = ("warren", "warren-64", "redis", "bare", "jetstream")
+SIDES = ("warren", "warren-64", "sdk", "redis", "bare", "jetstream")
 READERS = 16
 BLOBS, BLOB, LONG = 8, 4 * MIB, 64 * MIB
 PARTS = ("sends", "blobs")
@@ -80,9 +82,11 @@ class Bar(NamedTuple):
 
 BARS = {
     "sends": (
-        Bar("durable sends over a Redis stream, fsync always", "warren", "send_per_s", 0.6, 1.5, "redis"),
-        Bar("durable sends over JetStream, which does not fsync", "warren", "send_per_s", 1, 1, "jetstream"),
-        Bar("p99 of a durable send, ms", "warren", "send_p99_ms", 20, 20, most=True),
+        Bar("durable sends over a Redis stream, fsync always", "sdk", "send_per_s", 0.6, 1.5, "redis"),
+        Bar("the same, one write a message", "warren", "send_per_s", 0.6, 1.5, "redis"),
+        Bar("durable sends over JetStream, which does not fsync", "sdk", "send_per_s", 1, 1, "jetstream"),
+        Bar("p99 of a durable send, ms", "sdk", "send_p99_ms", 20, 20, most=True),
+        Bar("the same, one write a message", "warren", "send_p99_ms", 20, 20, most=True),
     ),
     "blobs": (
         Bar("first byte of a blob, 16 readers, p95 in ms", "storage-16", "first_p95_ms", 100, 100, most=True),
@@ -114,6 +118,7 @@ def sends(queen: str, folder: Path, options: argparse.Namespace) -> Found:
         how: dict[str, tuple[object, ...]] = {
             "warren": ("warren", queen, options.writers, options.seconds, 1),
             "warren-64": ("warren", queen, options.writers, options.seconds, options.writers),
+            "sdk": ("sdk", queen, options.writers, options.seconds),
             "redis": ("redis", redis, options.writers, options.seconds),
             "bare": ("bare", redis, options.writers, options.seconds),
             "jetstream": ("jetstream", jetstream, options.writers, options.seconds),

@@ -1,6 +1,7 @@
 """The clients of `bench work`: 64 writers in one process, then 64 readers; one line of JSON.
 
     python -m tests.bench.work_load warren      ADDRESS WRITERS SECONDS [CONNECTIONS]
+    python -m tests.bench.work_load sdk         ADDRESS WRITERS SECONDS
     python -m tests.bench.work_load redis       SOCKET  WRITERS SECONDS
     python -m tests.bench.work_load bare        SOCKET  WRITERS SECONDS
     python -m tests.bench.work_load jetstream   URL     WRITERS SECONDS
@@ -11,9 +12,10 @@ A writer sends one message of SIZE bytes, waits until it is answered, and sends 
 one message, acknowledges it, and waits for the answer to that. What was sent is counted in the server
 afterwards, and a number that is not ours is no measurement. Then whatever is left is thrown away.
 
-What each speaks: ours is `warren.mount`, with the writers' open files on one connection or on several. Redis
-has redis-py, and a connection for each writer, as its protocol wants; `bare` is Redis too, asked by a client
-that does no more than pack, send, and look at the answer. JetStream has nats-py, and one connection.
+What each speaks: ours is `warren.mount`, with the writers' open files on one connection or on several, and
+`warren.mount.sdk`, on one. Redis has redis-py, and a connection for each writer, as its protocol wants;
+`bare` is Redis too, asked by a client that does no more than pack, send, and look at the answer. JetStream
+has nats-py, and one connection.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from statistics import quantiles
 
 import trio
 from warren.mount import File, Files, dial
+from warren.mount.sdk import node
 
 from .processes import BenchError
 
@@ -145,6 +148,44 @@ async def warren(address: str, many: int, seconds: float, connections: int) -> F
             got.stop()
         same(await depth(links[0]), len(sent.taken) - len(got.taken))
         await links[0].write(f"{TOPIC}/ctl", b"purge", truncate=False)
+    return sent.figures("send") | got.figures("receive")
+
+
+async def sdk(address: str, many: int, seconds: float) -> Figures:
+    """The same through the SDK, which sends together what is sent at once, each with its idempotency key."""
+    async with node(address) as n:
+        if await n.files.walk_exists(TOPIC):
+            await n.files.remove(TOPIC)  # with the keys that it remembers, of which there is a limit
+        topic = n.mailbox("bench")
+        await topic.make()
+        await n.write(f"{TOPIC}/ctl", b"set count=100000 inflight=1000")
+
+        async def send(_: int) -> None:
+            while sent.on:
+                since = Clock()
+                if (await topic.send(BODY)).dup:
+                    raise BenchError("a message was taken for another one")
+                sent.note(since)
+
+        async def receive(_: int) -> None:
+            async with topic.receive() as messages:
+                since = Clock()
+                async for message in messages:
+                    await message.ack()
+                    got.note(since)
+                    if not got.on:
+                        return
+                    since = Clock()
+
+        sent = Meter(seconds)
+        await side_by_side(many, send)
+        sent.stop()
+        same(await depth(n.files), len(sent.taken))
+        got = Meter(seconds)
+        await side_by_side(many, receive)
+        got.stop()
+        same(await depth(n.files), len(sent.taken) - len(got.taken))
+        await n.write(f"{TOPIC}/ctl", b"purge")
     return sent.figures("send") | got.figures("receive")
 
 
@@ -366,6 +407,8 @@ def main(words: list[str]) -> Figures:
     side, address, many, seconds = words[0], words[1], int(words[2]), float(words[3])
     if side == "warren":
         return trio.run(warren, address, many, seconds, int(words[4]))
+    if side == "sdk":
+        return trio.run(sdk, address, many, seconds)
     if side == "bare":
         return trio.run(bare, address, many, seconds)
     if side == "blobs":

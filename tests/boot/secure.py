@@ -21,7 +21,8 @@ from pathlib import Path
 from socket import socketpair
 
 import trio
-from warren.boot import esp, firmware, tpm, uki
+from warren.boot.formats import esp, uki
+from warren.boot.secure import firmware, tpm
 
 from tests.vm.initramfs import Entry, cpio
 from tests.vm.kernel import busybox, cached, kernel

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import trio
 from warren.auth.rights import Policy
-from warren.boot import recipe
-from warren.boot.harness import Job
-from warren.boot.qemu import Boots
+from warren.boot.harness.harness import Job
+from warren.boot.machines import recipe
+from warren.boot.machines.qemu import Boots
 from warren.serve.export import Export
 from warren.serve.stream import serve_stream
 from warren.traces.audit import AuditMemory

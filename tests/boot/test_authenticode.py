@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
-from warren.boot import authenticode, pe
-from warren.boot.firmware import Pair, made
+from warren.boot.formats import authenticode, pe
+from warren.boot.secure.firmware import Pair, made
 from warren.tree import Refused
 
 from .pes import plain_sum, small_pe

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot import chain, recipe
-from warren.boot.accel import Accelerators
-from warren.boot.bench import LINES, Bench
-from warren.boot.gate import Pin
-from warren.boot.harness import Job
-from warren.boot.outcome import Asked
-from warren.boot.prepare import Image as AnImage
-from warren.boot.prepare import prepare
-from warren.boot.probe import Verdict
-from warren.boot.qemu import Boots
-from warren.boot.recipe import Recipe
+from warren.boot.harness.bench import LINES, Bench
+from warren.boot.harness.gate import Pin
+from warren.boot.harness.harness import Job
+from warren.boot.harness.outcome import Asked
+from warren.boot.harness.prepare import Image as AnImage
+from warren.boot.harness.prepare import prepare
+from warren.boot.machines import recipe
+from warren.boot.machines.accel import Accelerators
+from warren.boot.machines.probe import Verdict
+from warren.boot.machines.qemu import Boots
+from warren.boot.machines.recipe import Recipe
+from warren.boot.secure import chain
 from warren.tree import Node, Refused
 
 from tests.boot import tiny

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from warren.boot.bootinfo import MCS, PLAIN, BootInfo, Chunk, Layout, Region, Untyped, decode
+from warren.boot.formats.bootinfo import MCS, PLAIN, BootInfo, Chunk, Layout, Region, Untyped, decode
 from warren.tree import Refused
 
 VECTORS = Path(__file__).parent / "vectors"

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from warren.boot import chain
-from warren.boot.chain import Chain, Event, measure
+from warren.boot.secure import chain
+from warren.boot.secure.chain import Chain, Event, measure
 from warren.tree import Refused
 
 PARTS = {"kernel": b"k" * 99, "initrd": b"files", "cmdline": b"quiet"}

@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from warren.boot import gate, recipe
-from warren.boot.gate import Measured
-from warren.boot.harness import run
+from warren.boot.harness import gate
+from warren.boot.harness.gate import Measured
+from warren.boot.harness.harness import run
+from warren.boot.machines import recipe
 
 from tests.boot.shim import built, serve, standin
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from warren.boot import elf, multiboot, probe
+from warren.boot.formats import elf, multiboot
+from warren.boot.machines import probe
 
 from .mutants import BASE, CODE, FIFTEEN, LOAD, MUTANTS, PAGE, Mutant, R, W, X, phdr, sized, sound
 from .mutants import elf as assemble

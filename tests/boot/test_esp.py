@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from warren.boot import esp
+from warren.boot.formats import esp
 from warren.tree import Refused
 
 FILES = {

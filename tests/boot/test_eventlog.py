@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from warren.boot import eventlog
+from warren.boot.secure import eventlog
 from warren.tree import Refused
 
 VECTORS = Path(__file__).parent / "vectors"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot import authenticode, chain, esp, eventlog, firmware, uki, varstore
-from warren.boot.firmware import Keys
+from warren.boot.formats import authenticode, esp, uki, varstore
+from warren.boot.secure import chain, eventlog, firmware
+from warren.boot.secure.firmware import Keys
 from warren.tree import Refused
 
 from . import secure

@@ -6,9 +6,9 @@ import math
 import random
 
 import pytest
-from warren.boot import gate
-from warren.boot.gate import Measured, Pin, Spread, instructions, percentile, pins, wall
-from warren.boot.harness import BOOTED, ERROR, Report
+from warren.boot.harness import gate
+from warren.boot.harness.gate import Measured, Pin, Spread, instructions, percentile, pins, wall
+from warren.boot.harness.harness import BOOTED, ERROR, Report
 
 PIN = Pin("standin-microvm", 100_000, "ab" * 32)
 

@@ -6,8 +6,8 @@ from contextlib import nullcontext
 import pytest
 import trio
 from trio.testing import MockClock
-from warren.boot import guest as words
-from warren.boot.guest import Basket, Guest, parse
+from warren.boot.machines import guest as words
+from warren.boot.machines.guest import Basket, Guest, parse
 from warren.check.tree import check_tree
 from warren.tree import Dir, Refused
 

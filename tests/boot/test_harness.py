@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot import firmware, recipe
-from warren.boot.harness import BOOTED, ERROR, REFUSED, STAGES, Job, Report, run
-from warren.boot.qemu import Boots
+from warren.boot.harness.harness import BOOTED, ERROR, REFUSED, STAGES, Job, Report, run
+from warren.boot.machines import recipe
+from warren.boot.machines.qemu import Boots
+from warren.boot.secure import firmware
 from warren.tree import Node
 
 from tests.boot import tiny

@@ -10,11 +10,12 @@ from typing import cast
 
 import pytest
 import trio
-from warren.boot import abi, build
-from warren.boot.image import KEPT, LATEST, STORE, Images, recipes_folder
-from warren.boot.inputs import Lock
-from warren.boot.manifest import Input, Signer
-from warren.boot.plan import Outputs, Plan, Progress, Recipe, digest
+from warren.boot.images import build
+from warren.boot.images.image import KEPT, LATEST, STORE, Images, recipes_folder
+from warren.boot.images.inputs import Lock
+from warren.boot.images.manifest import Input, Signer
+from warren.boot.images.plan import Outputs, Plan, Progress, Recipe, digest
+from warren.boot.sel4 import abi
 from warren.tree import Refused
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from warren.boot import initramfs
-from warren.boot.initramfs import Entry, compressed, cpio, inflated, listed
+from warren.boot.formats import initramfs
+from warren.boot.formats.initramfs import Entry, compressed, cpio, inflated, listed
 from warren.tree import Refused
 
 SOME = [

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot import inputs
-from warren.boot.image import recipes_folder
-from warren.boot.inputs import Gone, Lock, Pin, fetched
+from warren.boot.images import inputs
+from warren.boot.images.image import recipes_folder
+from warren.boot.images.inputs import Gone, Lock, Pin, fetched
 from warren.tree import Refused
 
 A = "a" * 64

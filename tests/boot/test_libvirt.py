@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from warren.boot.libvirt import lacking, opened
-from warren.boot.libvirt_child import Child, adopting, bury
-from warren.boot.libvirt_domain import Happened
-from warren.boot.libvirt_driver import folder, private, sweep
+from warren.boot.libvirt.child import Child, adopting, bury
+from warren.boot.libvirt.domain import Happened
+from warren.boot.libvirt.driver import folder, private, sweep
+from warren.boot.libvirt.library import lacking, opened
 from warren.tree import Refused
 
 from tests.boot.tiny import children
@@ -100,7 +100,10 @@ async def test_bad_xml_is_refused_in_libvirts_words() -> None:
 
 
 def test_without_the_library_it_is_said_how_to_get_it() -> None:
-    code = "import sys; sys.modules['libvirt'] = None; import warren.boot.libvirt as l; print(l.lacking())"
+    code = (
+        "import sys; sys.modules['libvirt'] = None\n"
+        "from warren.boot.libvirt.library import lacking; print(lacking())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install 'warren-9p[libvirt]'" in done.stdout
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot.libvirt_child import bury
-from warren.boot.libvirt_driver import folder, sweep
-from warren.boot.libvirt_machine import Machine, Wanted
-from warren.boot.qemu import Drive
-from warren.boot.recipe import load
+from warren.boot.libvirt.child import bury
+from warren.boot.libvirt.driver import folder, sweep
+from warren.boot.libvirt.machine import Machine, Wanted
+from warren.boot.machines.qemu import Drive
+from warren.boot.machines.recipe import load
 from warren.tree import Refused
 
 from tests.boot.tiny import COM2, HANG, WELL, ends, listens, says, write
@@ -147,9 +147,9 @@ async def test_a_machine_ends_with_the_process_that_wanted_it(tmp_path: Path) ->
     code = f"""
         import trio
         from pathlib import Path
-        from warren.boot.libvirt_driver import folder
-        from warren.boot.libvirt_machine import Machine, Wanted
-        from warren.boot.recipe import load
+        from warren.boot.libvirt.driver import folder
+        from warren.boot.libvirt.machine import Machine, Wanted
+        from warren.boot.machines.recipe import load
 
         async def main():
             wanted = Wanted("test", Path({str(write(tmp_path, HANG))!r}))

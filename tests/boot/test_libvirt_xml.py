@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from warren.boot.libvirt_xml import Parts, domain, suitable
-from warren.boot.qemu import EXPORT, Drive
-from warren.boot.recipe import Recipe, load, names
+from warren.boot.libvirt.xml import Parts, domain, suitable
+from warren.boot.machines.qemu import EXPORT, Drive
+from warren.boot.machines.recipe import Recipe, load, names
 from warren.tree import Refused
 
 HOSTILE = "a\"b'c<d>e&f]]>g,h=i $(j) ünïcode"

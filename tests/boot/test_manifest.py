@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from warren.boot.manifest import DOMAIN, KEY, Input, Manifest, Output, Signer, sum_of
+from warren.boot.images.manifest import DOMAIN, KEY, Input, Manifest, Output, Signer, sum_of
 from warren.tree import Refused
 
 A, B, C = (letter * 64 for letter in "abc")

@@ -5,7 +5,8 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from warren.boot import multiboot, probe
+from warren.boot.formats import multiboot
+from warren.boot.machines import probe
 
 MAGIC = 0x1BADB002
 LOADED = 0x100000

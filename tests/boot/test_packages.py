@@ -8,9 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from warren.boot import initramfs, linux, packages
-from warren.boot.inputs import Pin
-from warren.boot.linux import Linux, entered
+from warren.boot.formats import initramfs
+from warren.boot.images import linux, packages
+from warren.boot.images.inputs import Pin
+from warren.boot.images.linux import Linux, entered
 from warren.tree import Refused
 
 
@@ -143,8 +144,9 @@ def test_no_pattern_keeps_nothing() -> None:
 
 
 def test_warren_in_a_machine_has_no_command_and_no_debris(tmp_path: Path) -> None:
-    for name in ("p9/codec.py", "p9/__pycache__/codec.cpython-311.pyc", "shell/main.py", "boot/elf.py",
-                 "check/tree.py", "roles/lib/base.role", "p9/py.typed", "p9/notes.txt"):  # fmt: skip
+    for name in ("p9/codec.py", "p9/__pycache__/codec.cpython-311.pyc", "shell/main.py",
+                 "boot/formats/elf.py", "check/tree.py", "roles/lib/base.role", "p9/py.typed",
+                 "p9/notes.txt"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     assert linux.sources([tmp_path]) == {

@@ -2,7 +2,7 @@
 
 import shutil
 
-from warren.boot.probe import QEMU, accelerator
+from warren.boot.machines.probe import QEMU, accelerator
 
 
 async def test_the_image_boots_under_the_interpreter() -> None:

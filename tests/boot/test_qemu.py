@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from warren.boot import qemu, recipe
-from warren.boot.qemu import Boots, Drive, Ends, Qemu, arguments
+from warren.boot.machines import qemu, recipe
+from warren.boot.machines.qemu import Boots, Drive, Ends, Qemu, arguments
 from warren.tree import Refused
 
 from tests.boot import tiny
@@ -189,8 +189,8 @@ async def test_cancelled_at_any_point_leaves_no_process(tmp_path: Path, ms: int)
 KILLED = """
 import sys, trio
 from pathlib import Path
-from warren.boot import recipe
-from warren.boot.qemu import Boots, Qemu
+from warren.boot.machines import recipe
+from warren.boot.machines.qemu import Boots, Qemu
 async def main():
     async with Qemu.started(recipe.load("standin-microvm"), Boots(Path(sys.argv[1]))) as q:
         print(q.pid, flush=True)

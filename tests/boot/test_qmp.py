@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import trio
 from trio.testing import MockClock, memory_stream_pair
-from warren.boot import qmp, recipe
-from warren.boot.qemu import Boots, Qemu
-from warren.boot.qmp import Qmp
+from warren.boot.machines import qmp, recipe
+from warren.boot.machines.qemu import Boots, Qemu
+from warren.boot.machines.qmp import Qmp
 from warren.tree import Refused
 
 from tests.boot import tiny

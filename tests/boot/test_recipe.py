@@ -1,8 +1,8 @@
 """Recipes: each that comes with Warren is whole, and nothing that is wrong becomes a command line."""
 
 import pytest
-from warren.boot import recipe
-from warren.boot.recipe import BadRecipe
+from warren.boot.machines import recipe
+from warren.boot.machines.recipe import BadRecipe
 
 GOOD = """
 about = "a machine"

@@ -5,9 +5,9 @@ import re
 from typing import Any
 
 import pytest
-from warren.boot.image import recipes_folder
-from warren.boot.inputs import Lock
-from warren.boot.sbom import SPDX, Component, debian, sbom, wheel
+from warren.boot.images.image import recipes_folder
+from warren.boot.images.inputs import Lock
+from warren.boot.images.sbom import SPDX, Component, debian, sbom, wheel
 
 PARTS = [
     debian("libc6", "2.36-9+deb12u14", "bookworm", "a" * 64, ("GPL-2.0-only", "odd words")),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot import tpm
+from warren.boot.secure import tpm
 from warren.tree import Refused
 
 INIT, SHUTDOWN, SET_DATA_FD = 2, 3, 0x10

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from warren.boot import pe, uki
-from warren.boot.chain import measure
+from warren.boot.formats import pe, uki
+from warren.boot.secure.chain import measure
 from warren.tree import Refused
 
 from .pes import plain_sum, small_pe

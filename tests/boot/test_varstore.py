@@ -8,9 +8,9 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from warren.boot import varstore
-from warren.boot.firmware import VARIABLES, made
-from warren.boot.varstore import GLOBAL, SECURITY, Variable
+from warren.boot.formats import varstore
+from warren.boot.formats.varstore import GLOBAL, SECURITY, Variable
+from warren.boot.secure.firmware import VARIABLES, made
 from warren.tree import Refused
 
 ONE = Variable("Lang", GLOBAL, b"eng", 7)

@@ -49,7 +49,7 @@ def test_the_tutorial(terminals: Terminals) -> None:
 
 PAGES = (
     "README.md", "docs/operating.md", "docs/writing-a-server.md", "docs/namespaces.md", "docs/roles.md",
-    "docs/task.md", "docs/boot.md", "docs/vm.md",
+    "docs/task.md", "docs/mailbox.md", "docs/boot.md", "docs/vm.md",
 )  # fmt: skip
 
 

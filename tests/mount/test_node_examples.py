@@ -27,7 +27,9 @@ async def test_the_python_of_the_page_runs(tmp_path: Path) -> None:
     for block in blocks("python"):
         exec(compile(block, "sdk.md", "exec"), names)
     made = [it for it in names.values() if inspect.iscoroutinefunction(it)]
-    assert [it.__name__ for it in made] == ["orders", "careful", "several", "builds", "pictures"]
+    assert [it.__name__ for it in made] == [
+        "orders", "careful", "at_once", "several", "builds", "pictures",
+    ]  # fmt: skip
     async with serving(tmp_path) as there, node(there.address) as n:
         for it in made:
             await it(n)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot.image import Images
+from warren.boot.images.image import Images
 from warren.roles.builder import Beside
 from warren.tree import Refused
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from warren.boot.manifest import Signer
+from warren.boot.images.manifest import Signer
 from warren.mount import Files, dial
 from warren.roles import init, inside, trials
 from warren.roles.asked import OWN, Found, found
@@ -21,7 +21,9 @@ from warren.roles.inside import HOST, Inside
 from warren.serve.stream import serve_stream
 from warren.store.memory import MemoryStore
 
-SIGNER = Signer(Ed25519PrivateKey.generate())
+# Not any key: the cases bear its signatures in their names, which are the same in every process.
+SIGNER = Signer(Ed25519PrivateKey.from_private_bytes(bytes(32)))
+OTHER = Signer(Ed25519PrivateKey.from_private_bytes(bytes([1] * 32)))
 KEY = SIGNER.raw.hex()
 DRONE = "role DroneWorker\ninclude worker.role\nserve ram /sim\nallow queens read,write,create /sim/**\n"
 
@@ -49,7 +51,7 @@ def test_a_role_that_is_signed_runs() -> None:
         (DRONE, signed(DRONE), "", "given no key"),
         (DRONE, signed(DRONE), KEY[:-2], "given no key"),
         (DRONE, signed(DRONE), "0" * 64, "not what was signed"),
-        (DRONE, signed(DRONE, signer=Signer(Ed25519PrivateKey.generate())), KEY, "not what was signed"),
+        (DRONE, signed(DRONE, signer=OTHER), KEY, "not what was signed"),
         (DRONE + "strict\n", signed(DRONE), KEY, "not what was signed"),
         (DRONE, signed(DRONE, "SensorRelay"), KEY, "not what was signed"),
         (DRONE.replace("DroneWorker", "SensorRelay"), signed(DRONE), KEY, "SensorRelay.role is not what"),

@@ -19,8 +19,8 @@ import trio
 import warren.servers
 from warren.auth.ca import CA
 from warren.auth.rights import Policy
-from warren.boot.accel import Accelerators
-from warren.boot.bench import Bench
+from warren.boot.harness.bench import Bench
+from warren.boot.machines.accel import Accelerators
 from warren.p9 import messages as p9
 from warren.p9.fields import NOFID, QTDIR
 from warren.p9.messages import ALL, PLAIN, Message, Rattach, Rerror, Rlerror

@@ -304,7 +304,7 @@ async def test_the_log_rebuilds_the_queue(autojump_clock: MockClock) -> None:
     tasks = some_tasks()
     async with desk(tasks) as d:
         await busy(d)
-        queue = tasks.queues["q"].queue
+        queue = tasks.kept["q"].queue
         records = await d.log(1, queue.journal.last)
         assert [int(r.split()[0].removeprefix(b"seq=")) for r in records] == list(range(1, len(records) + 1))
         copy = replay(b"".join(records))
@@ -321,7 +321,7 @@ async def test_every_beginning_of_the_log_is_a_queue(autojump_clock: MockClock) 
     tasks = some_tasks()
     async with desk(tasks) as d:
         await busy(d)
-        records = await d.log(1, tasks.queues["q"].queue.journal.last)
+        records = await d.log(1, tasks.kept["q"].queue.journal.last)
         for end in range(1, len(records) + 1):
             assert replay(b"".join(records[:end])).whole
 
@@ -348,7 +348,7 @@ async def test_a_follower_that_lost_records_finds_a_snapshot(autojump_clock: Moc
         got = await d.lease()
         for _ in range(60):
             await d.ctl(f"hb {got.fence}")
-        queue = tasks.queues["q"].queue
+        queue = tasks.kept["q"].queue
         assert queue.base > 1
         first, *records = await d.log(1, queue.journal.last - queue.base + 1)
         assert first == f"lost n={queue.base}\n".encode()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from warren.boot.harness import STAGES
+from warren.boot.harness.harness import STAGES
 
 from tests.shell.conftest import Command
 from tests.shell.running import WARREN, Done, environment

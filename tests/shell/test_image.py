@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from warren.boot.image import STORE
+from warren.boot.images.image import STORE
 from warren.shell import exits, image
 from warren.shell.exits import Stopped, Usage
 from warren.shell.main import parser

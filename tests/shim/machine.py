@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 import trio
-from warren.boot.abi import Abi, patch
+from warren.boot.sel4.abi import Abi, patch
 
 SHIM = Path(__file__).parents[2] / "kernel-shim"
 PATIENCE = 60.0

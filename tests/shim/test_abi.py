@@ -8,8 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from warren.boot import abi
-from warren.boot.abi import MAGIC, Abi, load_toml, patch, read, shim_folder
+from warren.boot.sel4 import abi
+from warren.boot.sel4.abi import MAGIC, Abi, load_toml, patch, read, shim_folder
 from warren.tree import Refused
 
 from tests.shim.machine import SHIM, good
@@ -115,7 +115,7 @@ def test_where_the_sources_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     installed = tmp_path / "warren" / "boot"
     (installed / "shim").mkdir(parents=True)
     (installed / "shim" / "abi.toml").write_text("")
-    monkeypatch.setattr(abi, "__file__", str(installed / "abi.py"))
+    monkeypatch.setattr(abi, "__file__", str(installed / "sel4" / "abi.py"))
     assert shim_folder() == installed / "shim"
     (installed / "shim" / "abi.toml").unlink()
     with pytest.raises(Refused, match="kernel-shim is not here"):

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from warren.boot import elf, multiboot
+from warren.boot.formats import elf, multiboot
 
 from tests.shim.machine import SHIM, good, make, scratch
 

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from warren.boot.bootinfo import MCS, PLAIN, BootInfo, Layout, Region, Untyped
+from warren.boot.formats.bootinfo import MCS, PLAIN, BootInfo, Layout, Region, Untyped
 from warren.p9.codec import dialect
 from warren.p9.fields import Qid
 from warren.p9.messages import PLAIN as PLAIN_9P

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import trio
-from warren.boot.abi import Abi, load_toml
+from warren.boot.sel4.abi import Abi, load_toml
 from warren.serve.stream import serve_stream
 from warren.tree import Dir, Queue, Sink, Stream, Text
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from warren.boot import sdk
-from warren.boot.abi import from_sdk, load_toml
+from warren.boot.sel4 import sdk
+from warren.boot.sel4.abi import from_sdk, load_toml
 from warren.tree import Refused
 
 from tests.shim.sdks import CONFIG, labels, write

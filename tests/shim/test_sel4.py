@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from warren.boot import sel4
-from warren.boot.abi import Abi, load_toml, read
-from warren.boot.sel4 import prepare, wrap
+from warren.boot.sel4 import kernel as sel4
+from warren.boot.sel4.abi import Abi, load_toml, read
+from warren.boot.sel4.kernel import prepare, wrap
 from warren.tree import Refused
 
 from tests.shim.host import Host

@@ -13,16 +13,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from warren.boot.build import SECURE_BOOT
-from warren.boot.image import Image, Images, recipes_folder
-from warren.boot.inputs import Gone, Lock, Pin, fetched, resolved
-from warren.boot.manifest import KEY, Signer
+from warren.boot.images.build import SECURE_BOOT
+from warren.boot.images.image import Image, Images, recipes_folder
+from warren.boot.images.inputs import Gone, Lock, Pin, fetched, resolved
+from warren.boot.images.manifest import KEY, Signer
 
 BUILD = """
 import sys, trio
 from pathlib import Path
-from warren.boot.image import Images, recipes_folder
-from warren.boot.manifest import Signer
+from warren.boot.images.image import Images, recipes_folder
+from warren.boot.images.manifest import Signer
 store = Path(sys.argv[1])
 trio.run(Images(store, recipes_folder(), Signer.at(store)).build, sys.argv[2], print)
 """

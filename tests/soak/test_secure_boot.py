@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot import authenticode, firmware, pe, varstore
-from warren.boot.firmware import Keys, Pair
-from warren.boot.varstore import Variable
+from warren.boot.formats import authenticode, pe, varstore
+from warren.boot.formats.varstore import Variable
+from warren.boot.secure import firmware
+from warren.boot.secure.firmware import Keys, Pair
 
 from tests.boot import secure
 from tests.boot.secure import Ran

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
-from warren.store import Conflict, Journal, MemoryStore, StoreFailed
+from warren.store import Batch, Conflict, Journal, MemoryStore, StoreFailed
 
 
 class Slow(MemoryStore):
@@ -53,11 +53,13 @@ async def test_those_who_wait_share_a_commit_and_the_order_is_that_of_adding() -
         assert owner.journal.last >= seq
 
     async with trio.open_nursery() as nursery:
-        for n in range(50):
+        nursery.start_soon(write, 0)
+        await wait_all_tasks_blocked()
+        for n in range(1, 50):
             nursery.start_soon(write, n)
         await wait_all_tasks_blocked()
         store.open.set()
-    assert len(store.batches) == 2
+    assert [len(batch) for batch in store.batches] == [1, 49]
     assert sorted(await contents(store)) == sorted(b"%d" % n for n in range(50))
     assert (await contents(store)) == store.batches[0] + store.batches[1]
     assert (owner.journal.idle, owner.journal.last, owner.journal.next) == (True, 50, 51)
@@ -117,6 +119,56 @@ async def test_whoever_is_cancelled_has_still_written_for_the_others() -> None:
                 store.open.set()
     assert done == ["first", "second"]
     assert await contents(store) == [b"first", b"second"]
+
+
+async def test_a_promise_is_kept_when_its_record_is_durable_and_needs_nobody_who_waits() -> None:
+    store = Slow()
+    owner = Owner(store)
+    heard: list[str] = []
+    for name in ("a", "b", "c"):
+        owed = owner.journal.promise(owner.journal.add(name.encode()))
+        owed.told(lambda owed, name=name: heard.append(f"{name} {owner.journal.last}"))  # type: ignore[misc]
+        await wait_all_tasks_blocked()
+    assert heard == []
+    store.open.set()
+    await wait_all_tasks_blocked()
+    assert heard == ["a 1", "b 3", "c 3"]
+    assert await contents(store) == [b"a", b"b", b"c"]
+    assert owner.journal.newest is None
+    assert await owner.journal.promise(None) is None
+
+
+async def test_promises_behind_a_refused_record_fail_with_it_after_the_owner_has_heard() -> None:
+    store = Slow()
+    owner = Owner(store)
+    heard: list[tuple[int, Exception | None]] = []
+    for n in range(3):
+        owed = owner.journal.promise(owner.journal.add(b"%d" % n))
+        owed.told(lambda owed: heard.append((owner.lost, owed.error)))
+        await wait_all_tasks_blocked()
+    store.fails = True
+    store.open.set()
+    await wait_all_tasks_blocked()
+    assert [lost for lost, _ in heard] == [1, 1, 1]
+    assert all(isinstance(error, StoreFailed) for _, error in heard)
+    store.fails = False
+    owner.journal.begin(0)
+    await owner.journal.promise(owner.journal.add(b"again"))
+    assert await contents(store) == [b"again"]
+
+
+async def test_a_defect_of_the_owner_is_told_to_those_who_wait() -> None:
+    store = Slow()
+    store.open.set()
+
+    def defective(batch: Batch) -> None:
+        raise ZeroDivisionError
+
+    journal = Journal(store, "log", defective, lambda: None)
+    with pytest.raises(StoreFailed, match="ZeroDivisionError"):
+        await journal.settle(journal.add(b"x"))
+    with pytest.raises(StoreFailed, match="ZeroDivisionError"):
+        await journal.promise(journal.add(b"x"))
 
 
 async def test_what_nobody_waited_for_is_written_by_flush() -> None:

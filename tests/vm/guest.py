@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
-from warren.boot.image import Image
+from warren.boot.images.image import Image
 
 from .images import Unreachable, v9fs
 

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 
 import trio
-from warren.boot.image import STORE, Image, Images, recipes_folder
-from warren.boot.inputs import Gone
-from warren.boot.manifest import Signer
+from warren.boot.images.image import STORE, Image, Images, recipes_folder
+from warren.boot.images.inputs import Gone
+from warren.boot.images.manifest import Signer
 from warren.tree import Refused
 
 HERE = Path(__file__).resolve().parents[2] / ".cache" / "images"

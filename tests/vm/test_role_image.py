@@ -14,10 +14,10 @@ import pytest
 import trio
 import trio.testing
 from warren.auth.rights import Policy
-from warren.boot import recipe
-from warren.boot.guest import Guest
-from warren.boot.image import Image, Images
-from warren.boot.qemu import Boots, Qemu
+from warren.boot.images.image import Image, Images
+from warren.boot.machines import recipe
+from warren.boot.machines.guest import Guest
+from warren.boot.machines.qemu import Boots, Qemu
 from warren.mount import dial
 from warren.roles.built import WallClock
 from warren.serve.export import Export

@@ -19,6 +19,7 @@ from warren.serve.session import Frame, Parts, Reply, Session
 from warren.serve.tokens import present, tauth
 from warren.tree import Bytes, Clone, CloneHandle, Command, Control, Handle, Node, Refused, absent
 from warren.tree.node import CLONE
+from warren.tree.promise import Promise
 
 O_ACCMODE, O_WRONLY, O_RDWR = 0o3, 0o1, 0o2
 O_CREAT, O_EXCL, O_TRUNC, O_NONBLOCK = 0o100, 0o200, 0o1000, 0o4000
@@ -236,6 +237,8 @@ def tread(s: Session, m: Tread) -> Reply:
         return head + data if n < _JOIN else [head, data]
     if isinstance(data, bytearray | memoryview):
         return rread(m.tag, bytes(data), count)
+    if isinstance(data, Promise):
+        return data.then(lambda found: rread(m.tag, found, count))
     return _read_later(m.tag, data, count)  # type: ignore[arg-type]
 
 
@@ -271,14 +274,19 @@ def twrite(s: Session, m: Twrite) -> Reply:
         f.moved += done
         f.told = None
         return s.pack.Rwrite(m.tag, done)
+    if done.__class__ is Promise:
+        return done.then(partial(_written, s, m.tag, f))
     return _write_later(s, m.tag, f, done)  # type: ignore[arg-type]
 
 
-async def _write_later(s: Session, tag: int, f: Fid, coming: Awaitable[int]) -> Frame:
-    n = await coming
+def _written(s: Session, tag: int, f: Fid, n: int) -> bytes:
     f.moved += n
     f.told = None
     return s.pack.Rwrite(tag, n)
+
+
+async def _write_later(s: Session, tag: int, f: Fid, coming: Awaitable[int]) -> Frame:
+    return _written(s, tag, f, await coming)
 
 
 def _control(s: Session, m: Twrite, f: Fid, handle: Control) -> Reply:

@@ -10,9 +10,13 @@ Tflush in one segment work. Between a record being taken and its reply being que
 checkpoint. A flush, a clunk of the fid, a change of policy and the end of the connection cancel the
 scope; which of them it was decides what the client hears.
 
+**Promises.** What a call returns may be a promise instead of work: it is decided, and its reply is owed until
+somebody else, a log that is durable now, keeps it. It has neither task nor scope and cannot be cancelled; a
+flush waits for it. One task sends what became of all that is owed.
+
 **Limits.** At most `running` requests of a connection are worked on and `waiting` wait for that;
 reads and locks that wait for an event count against `parked`. Beyond each the answer is 429.
-Tflush, Tclunk and Tversion never wait for anything.
+At most as many as may run and wait are owed. Tflush, Tclunk and Tversion never wait for anything.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 from warren.p9.codec import BadFrame
@@ -31,6 +36,7 @@ from warren.p9.messages import (
     Tlock,
     Tread,
     Tversion,
+    Twrite,
 )
 from warren.p9.server import Pending, Server
 from warren.serve.calls import READ_OVERHEAD
@@ -41,8 +47,10 @@ from warren.serve.plain import PLAIN as PLAIN_CALLS
 from warren.serve.pool import Pool
 from warren.serve.session import Frame, Packers, Parts, Session
 from warren.tree import Refused
+from warren.tree.promise import Promise
 
 Call = Callable[[Session, Message], object]
+_OWING = (Tread, Twrite)  # what may be answered by a promise
 _FREE = (Tclunk, Tflush)  # a token that is used up must still be able to let go
 EMPTY = memoryview(b"")
 # Bytes of replies, after which they are sent before more requests are answered: a segment of small reads
@@ -80,6 +88,20 @@ class Parked:
         self.cancel("busy")
 
 
+class Owed:
+    """A request that was decided, and whose reply was promised."""
+
+    __slots__ = ("fid", "path", "pending")
+
+    def __init__(self, pending: Pending, path: str) -> None:
+        self.pending = pending
+        self.path = path
+        self.fid = None
+
+    def cancel(self, cause: str) -> None:
+        """It is too late for that."""
+
+
 class Connection:
     """One peer of an export."""
 
@@ -93,7 +115,11 @@ class Connection:
         self._spawn = spawn  # how a task is started that outlives the call: a nursery's start_soon
         self._kick = kick  # tell the driver that half.out has something
         self._calls: dict[type[Message], Call] = {}
-        self._parked: dict[Pending, Parked] = {}
+        self._parked: dict[Pending, Parked | Owed] = {}
+        self._owed = 0
+        self._owed_most = export.limits.running + export.limits.waiting
+        self._telling = False  # a task is there that sends what became of what is owed
+        self._teller: trio.lowlevel.Task | None = None  # it waits for something to send
         self._running = 0
         self._waiting: deque[Parked] = deque()
 
@@ -116,6 +142,8 @@ class Connection:
                     continue
                 if held is not None and cls not in _FREE:
                     held.charge(m, now)
+                if self._owed >= self._owed_most and cls in _OWING:
+                    raise self._busy(f"{self._owed} requests are waiting")
                 reply = call(session, m)
             except BadFrame:
                 raise
@@ -138,6 +166,8 @@ class Connection:
                 if room < 0:
                     batch.close()
                     break
+            elif reply.__class__ is Promise:
+                self._owe(m, reply)
             else:
                 self._park(m, reply)  # type: ignore[arg-type]
         session.operations += done
@@ -211,16 +241,11 @@ class Connection:
                 failed = e
         m, session = parked.pending.message, self.session
         if reply is not None:
-            session.operations += 1
-            session.sent += sum(map(len, reply))
-            if session.token is not None:
-                session.token.spent(m, sum(map(len, reply)) - READ_OVERHEAD)
-            session.trace_ok(m, parked.path)
+            self._count(m, parked.path, reply)
         elif failed is not None:
             reply = [session.refusal(m, failed, parked.path)] if self._alive(parked) else None
         elif parked.cause == "busy" and self._alive(parked):
-            busy = Refused(429, f"{parked.busy}, the limit of a connection", retry_after=1)
-            reply = [session.refusal(m, busy, parked.path)]
+            reply = [session.refusal(m, self._busy(parked.busy), parked.path)]
         elif parked.cause in ("clunked", "revoked") and self._alive(parked):
             code = 408 if parked.cause == "clunked" else 403
             gone = Refused(code, f"the fid was {parked.cause}", errno=4 if code == 408 else 13)
@@ -232,7 +257,19 @@ class Connection:
         self._settle(parked, reply)
         self._next()
 
-    def _alive(self, parked: Parked) -> bool:
+    def _count(self, m: Message, path: str, reply: Parts) -> None:
+        """It was done, and that is the answer."""
+        session, size = self.session, sum(map(len, reply))
+        session.operations += 1
+        session.sent += size
+        if session.token is not None:
+            session.token.spent(m, size - READ_OVERHEAD)
+        session.trace_ok(m, path)
+
+    def _busy(self, what: str) -> Refused:
+        return Refused(429, f"{what}, the limit of a connection", retry_after=1)
+
+    def _alive(self, parked: Parked | Owed) -> bool:
         return parked.pending.generation == self.half.generation
 
     def _settle(self, parked: Parked, reply: Parts | None) -> None:
@@ -241,6 +278,57 @@ class Connection:
             parked.fid.parked.discard(parked)
         if self.half.settle(parked.pending, reply):
             self._kick()
+
+    # Replies that are owed
+
+    def _owe(self, m: Message, promise: Promise) -> None:
+        if promise.settled:
+            self.half.out += self._answer(m, promise, self.session.at)
+            return
+        owed = Owed(self.half.park(m), self.session.at)
+        self._parked[owed.pending] = owed
+        self._owed += 1
+        if not self._telling:
+            self._telling = True
+            self._spawn(self._tell)
+        promise.told(partial(self._kept, owed))
+
+    def _kept(self, owed: Owed, promise: Promise) -> None:
+        """The reply of one is there, and is sent with the others that are there by then."""
+        self._owed -= 1
+        self._parked.pop(owed.pending, None)
+        if promise.error is None or self._alive(owed):  # what was done counts, whoever has left meanwhile
+            reply = self._answer(owed.pending.message, promise, owed.path)
+            self.half.settle(owed.pending, reply)
+        teller, self._teller = self._teller, None
+        if teller is not None:
+            trio.lowlevel.reschedule(teller)
+        if not self._owed:
+            self._kick()  # nothing else will be there by then
+
+    def _answer(self, m: Message, promise: Promise, path: str) -> Parts:
+        """The reply that a settled promise is worth."""
+        if promise.error is not None:
+            return [self.session.refusal(m, promise.error, path)]
+        reply: Parts = promise.value if promise.value.__class__ is list else [promise.value]
+        self._count(m, path, reply)
+        return reply
+
+    async def _tell(self) -> None:
+        """Send what became of what is owed, until nothing is. By this task a driver knows that it will."""
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            self._teller = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        try:
+            while self._owed:
+                self._teller = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(abort)
+                self._kick()
+            self._kick()
+        finally:
+            self._telling = False
 
     def _next(self) -> None:
         while self._waiting and self._running < self.export.limits.running:

@@ -42,8 +42,8 @@ from warren.shell.arguments import Parser, add_json
 from warren.shell.exits import Stopped, Usage
 
 if TYPE_CHECKING:
-    from warren.boot.bench import Bench
-    from warren.boot.outcome import Asked, Outcome
+    from warren.boot.harness.bench import Bench
+    from warren.boot.harness.outcome import Asked, Outcome
     from warren.tree import Refused
 
 SEL4 = "sel4"
@@ -88,7 +88,7 @@ async def _work(args: Namespace, what: str, image: str, asked: Asked) -> int:
     if what == "verify":
         return await _verify(args, bench, image)
     if what == "measure":
-        from warren.boot.gate import pins
+        from warren.boot.harness.gate import pins
 
         outcome = await bench.measure(image, args.runs or 20, asked, _tell, pins().get(image))
     elif image == SEL4:
@@ -138,7 +138,7 @@ def _only(args: Namespace, what: str, genuine: bool) -> None:
 
 
 def _asked(args: Namespace) -> Asked:
-    from warren.boot.outcome import Asked
+    from warren.boot.harness.outcome import Asked
     from warren.tree import Refused
 
     budget, limit = _time("--budget", args.budget), _time("--limit", args.limit)

@@ -117,7 +117,7 @@ def _program(name: str, costs: str, package: str) -> Callable[[], Finding]:
 
 def _accelerator() -> Finding:
     import trio
-    from warren.boot.probe import accelerator
+    from warren.boot.machines.probe import accelerator
 
     costs = "machines run under QEMU's interpreter, ten to a hundred times slower"
     found = trio.run(accelerator, "kvm")
@@ -137,7 +137,7 @@ def _ovmf() -> Finding:
 
 
 def _libvirt() -> Finding:
-    from warren.boot import libvirt
+    from warren.boot.libvirt import library as libvirt
 
     if why := libvirt.lacking():
         way_out = "install libvirt-dev, pkg-config and gcc, then warren-9p[libvirt]"

@@ -31,7 +31,7 @@ from warren.shell.arguments import Parser, add_json
 from warren.shell.exits import Stopped, Usage
 
 if TYPE_CHECKING:
-    from warren.boot.image import Image, Images
+    from warren.boot.images.image import Image, Images
 
 
 def declare(parser: Parser) -> None:
@@ -57,7 +57,7 @@ def run(args: Namespace) -> int:
 
 
 def _images(args: Namespace) -> Images:
-    from warren.boot.image import Images
+    from warren.boot.images.image import Images
     from warren.roles.state import State
 
     return Images.at(State(args.state).directory)

@@ -23,10 +23,13 @@ from warren.store.interface import (
     Watch,
 )
 from warren.store.journal import Batch, Journal
+from warren.store.keeper import TAKEN, Keeper, Kept, named
+from warren.store.ledger import Ledger, News, Reader
 from warren.store.memory import MemoryStatistics, MemoryStore
 
 __all__ = [
     "NAME_MAX",
+    "TAKEN",
     "BadName",
     "Batch",
     "Change",
@@ -35,10 +38,15 @@ __all__ = [
     "Entry",
     "Incoming",
     "Journal",
+    "Keeper",
+    "Kept",
+    "Ledger",
     "Limits",
     "MemoryStatistics",
     "MemoryStore",
+    "News",
     "NotFound",
+    "Reader",
     "Record",
     "Statistics",
     "Store",
@@ -50,4 +58,5 @@ __all__ = [
     "Trimmed",
     "Upkeep",
     "Watch",
+    "named",
 ]

@@ -1,10 +1,11 @@
 """A log as its one owner writes it: decided first, written in order, answered last.
 
     batch = journal.add(data)          noted, in its order; the seq it will have was `journal.next`
-    await journal.settle(batch)        durable, or refused; whoever waits writes for all who wait
+    await journal.settle(batch)        durable, or refused
+    journal.promise(batch)             the same, for who has no task to wait with
 
-There is no writing task. The first who waits for something that is not written yet writes all there is; those
-who come meanwhile wait for the next turn. So sixty-four writers share a commit, and one waits for nobody.
+What was added is written when somebody wants it settled: by one task, which writes all there is, and all that
+came meanwhile, until there is nothing more. So sixty-four writers share a commit, and one waits for nobody.
 
 Each append expects the last seq that we know of: that is the fence of a log's owner. If somebody else wrote
 meanwhile, or the store failed, what was added is refused, and so is everything behind it. Then `lost` is
@@ -19,6 +20,7 @@ from typing import Final
 
 import trio
 from warren.store.interface import Store, StoreError, StoreFailed
+from warren.tree.promise import Promise
 
 _BYTES: Final = 1 << 20  # of a batch
 
@@ -26,7 +28,7 @@ _BYTES: Final = 1 << 20  # of a batch
 class Batch:
     """Records that are appended together."""
 
-    __slots__ = ("bytes", "done", "error", "lot", "number", "records")
+    __slots__ = ("bytes", "done", "error", "number", "owed", "records", "tasks")
 
     def __init__(self) -> None:
         self.records: list[bytes] = []
@@ -34,7 +36,8 @@ class Batch:
         self.number = 0  # what the owner said with the last record in here
         self.done = False
         self.error: StoreError | None = None
-        self.lot = trio.lowlevel.ParkingLot()
+        self.tasks: list[trio.lowlevel.Task] = []
+        self.owed: list[Promise] = []
 
 
 class Journal:
@@ -49,6 +52,7 @@ class Journal:
         self.next = 1  # the seq of what is added next
         self._queue: deque[Batch] = deque()
         self._flying: Batch | None = None
+        self._writing = False
 
     def begin(self, last: int) -> None:
         """Go on behind LAST."""
@@ -76,23 +80,52 @@ class Journal:
 
         Cancelled: not before that is decided.
         """
-        with trio.CancelScope(shield=True):
-            while not batch.done:
-                if self._flying is not None:
-                    await batch.lot.park()
-                else:
-                    await self._write()
+        if not batch.done:
+            batch.tasks.append(trio.lowlevel.current_task())
+            self._write_on()
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
         if batch.error is not None:
             raise batch.error
 
+    def promise(self, batch: Batch | None) -> Promise:
+        """Kept when a batch is durable; fails with what the store says if it never will be."""
+        owed = Promise()
+        if batch is None or batch.done:
+            _answer(owed, batch.error if batch is not None else None)
+        else:
+            batch.owed.append(owed)
+            self._write_on()
+        return owed
+
     async def flush(self) -> None:
         """Wait until all that was added is durable. Cancelled: as `settle`."""
-        batch = self._queue[-1] if self._queue else self._flying
-        if batch is not None:
+        if (batch := self.newest) is not None:
             await self.settle(batch)
 
-    async def _write(self) -> None:
-        batch = self._flying = self._queue.popleft()
+    @property
+    def newest(self) -> Batch | None:
+        """What was added last, if it is not durable yet."""
+        return self._queue[-1] if self._queue else self._flying
+
+    def _write_on(self) -> None:
+        if not self._writing:
+            self._writing = True
+            trio.lowlevel.spawn_system_task(self._write_all, name=f"journal of {self.name}")
+
+    async def _write_all(self) -> None:
+        try:
+            while self._queue:
+                batch = self._flying = self._queue.popleft()
+                await self._write(batch)
+                if batch.owed and self._queue:
+                    # So that what comes next is on its way to the disk while these are answered.
+                    trio.lowlevel.spawn_system_task(_keep, batch, name=f"answers of {self.name}")
+                else:
+                    await _keep(batch)
+        finally:
+            self._writing = False
+
+    async def _write(self, batch: Batch) -> None:
         batch.error = StoreFailed(f"{self.name}: the write was broken off")
         try:
             seqs = await self.store.append_batch(self.name, batch.records, expect_last=self.last)
@@ -101,21 +134,41 @@ class Journal:
             self._written(batch)
         except StoreError as e:
             batch.error = e
+        except Exception as e:  # a defect, and nobody above to hear of it but those who wait
+            batch.error = StoreFailed(f"{self.name}: {e!r}")
         finally:
             self._flying = None
-            batch.done = True
-            batch.lot.unpark_all()
+            self._end(batch)
             if batch.error is not None:
                 self._refuse(batch.error)
-            for other in self._queue:
-                if other.lot:
-                    other.lot.unpark()  # it is their turn to write
-                    break
+
+    def _end(self, batch: Batch) -> None:
+        batch.done = True
+        for task in batch.tasks:
+            trio.lowlevel.reschedule(task)
+        batch.tasks.clear()
 
     def _refuse(self, error: StoreError) -> None:
         """Nothing that was decided on top of a refused record may come into the log."""
-        for batch in self._queue:
-            batch.error, batch.done = error, True
-            batch.lot.unpark_all()
+        refused = list(self._queue)
         self._queue.clear()
+        for batch in refused:
+            batch.error = error
+            self._end(batch)
         self._lost()
+        for batch in refused:
+            for owed in batch.owed:
+                owed.fail(error)
+
+
+async def _keep(batch: Batch) -> None:
+    """Answer those to whom it was promised."""
+    for owed in batch.owed:
+        _answer(owed, batch.error)
+
+
+def _answer(owed: Promise, error: StoreError | None) -> None:
+    if error is None:
+        owed.keep()
+    else:
+        owed.fail(error)

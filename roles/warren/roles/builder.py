@@ -1,6 +1,6 @@
 """Images for the machines of a role, built beside it.
 
-    images = Beside(Images.at(state), state)         as `warren.boot.image`, but `build` is another process
+    images = Beside(Images.at(state), state)   as `warren.boot.images.image`, but `build` is another process
     python -m warren.roles.builder STATE NAME        that process: a line for each step
 
 To build an image is minutes of work for a processor, and a role that did it itself would answer nobody
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from warren.boot.image import Image, Images, Verdict
+from warren.boot.images.image import Image, Images, Verdict
 from warren.tree import Refused, describe
 
 LONGEST: Final = 4096  # bytes of a line

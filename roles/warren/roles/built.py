@@ -131,7 +131,7 @@ def _boot(role: Role, options: Mapping[str, str]) -> Built:
 
 
 def _vm(role: Role, options: Mapping[str, str]) -> Built:
-    from warren.boot.image import Images
+    from warren.boot.images.image import Images
     from warren.roles.builder import Beside
     from warren.roles.guests import Guests
     from warren.servers.vm import Vm

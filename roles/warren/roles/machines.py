@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 from warren.auth.rights import Policy
-from warren.boot.accel import Accelerators
-from warren.boot.bench import Bench
-from warren.boot.harness import Job
-from warren.boot.image import Images
-from warren.boot.prepare import Checked, Image, secured
-from warren.boot.prepare import Images as Shelf
-from warren.boot.recipe import Recipe
+from warren.boot.harness.bench import Bench
+from warren.boot.harness.harness import Job
+from warren.boot.harness.prepare import Checked, Image, secured
+from warren.boot.harness.prepare import Images as Shelf
+from warren.boot.images.image import Images
+from warren.boot.machines.accel import Accelerators
+from warren.boot.machines.recipe import Recipe
 from warren.roles.builder import Beside
 from warren.serve.export import Export, Limits
 from warren.serve.stream import serve_stream

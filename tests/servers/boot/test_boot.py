@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot.accel import Accelerators
-from warren.boot.bench import Bench
+from warren.boot.harness.bench import Bench
+from warren.boot.machines.accel import Accelerators
 from warren.check.tree import check_tree
 from warren.mount import Files
 from warren.servers.boot import WAITING, Boot

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 from trio.testing import memory_stream_pair
-from warren.boot.outcome import Asked
+from warren.boot.harness.outcome import Asked
 from warren.mount import dial
 from warren.roles import machines
 from warren.traces.audit import AuditMemory

@@ -455,7 +455,7 @@ async def test_sub_shows_every_message_to_every_reader_and_takes_none(autojump_c
 async def test_a_lagging_reader_of_sub_is_told_what_it_lost(autojump_clock: MockClock) -> None:
     mailbox = a_mailbox()
     async with box(mailbox) as t:
-        topic = mailbox.topics["t"].topic
+        topic = mailbox.kept["t"].topic
         topic.every = 20
         async with await t.files.open(f"{T}/sub", O_STREAM) as sub:
             for n in range(30):

@@ -2,15 +2,33 @@
 
 import os
 import re
+from collections.abc import Sequence
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 from warren.servers.mailbox import Limits
+from warren.servers.mailbox.words import Parcel
 from warren.store import Limits as StoreLimits
 from warren.store import MemoryStore
+from warren.tree import Refused
 
 from tests.servers.mailbox.place import O_RDWR, Box, T, a_mailbox, box
+
+
+class Slow(MemoryStore):
+    """A store whose appends wait while the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed: trio.Event | None = None
+
+    async def append_batch(
+        self, topic: str, batch: Sequence[bytes], *, expect_last: int | None = None
+    ) -> range:
+        if self.closed is not None:
+            await self.closed.wait()
+        return await super().append_batch(topic, batch, expect_last=expect_last)
 
 
 async def test_one_write_is_one_message_and_is_not_looked_into(autojump_clock: MockClock) -> None:
@@ -120,6 +138,101 @@ async def test_a_batch_is_sent_whole_and_in_order(autojump_clock: MockClock) -> 
             said = (await file.pread(4000, 0)).decode().splitlines()
         assert [line.split()[1] for line in said] == ["seq=1", "seq=2", "seq=3"]
         assert [got.body for got in await t.all("max=10")] == [b"1", b"t\n\nwo", b""]
+
+
+async def test_one_open_takes_one_body_after_the_other_where_their_lengths_are_said(
+    autojump_clock: MockClock,
+) -> None:
+    async with box() as t:
+        async with await t.files.open(f"{T}/send.h", O_RDWR) as file:
+            parcels = (b"len=1\n\na", b"batch=2 len=1\n\nblen=1\n\nc", b"corr='x y' len=1\n\nd")
+            for n, parcel in enumerate(parcels):
+                await file.pwrite(parcel, 0)
+                said = (await file.pread(4000, 0)).decode().splitlines()
+                assert [line.split()[1] for line in said] == [["seq=1"], ["seq=2", "seq=3"], ["seq=4"]][n]
+            with pytest.raises(OSError, match="409"):
+                await file.pwrite(b"len=1\n\ne", 20)  # behind a body there is nothing
+            with pytest.raises(OSError, match="400"):
+                await file.pwrite(b"batch=40 len=1\n\nf", 0)
+            with pytest.raises(OSError, match="409"):
+                await file.pwrite(b"len=1\n\ng", 0)  # it was refused, and did not end by its length
+        async with await t.files.open(f"{T}/send.h", O_RDWR) as file:
+            await file.pwrite(b"len=5\n\nh", 0)
+            with pytest.raises(OSError, match="416"):
+                await file.pwrite(b"len=1\n\ni", 0)
+            await file.pwrite(b"hhhh", 8)
+        assert b"".join([got.body for got in await t.all("max=10")]) == b"abcdhhhhh"
+
+
+async def test_a_read_waits_for_the_answer_of_the_body_that_is_being_sent(autojump_clock: MockClock) -> None:
+    store = Slow()
+    async with box(a_mailbox(store)) as t:
+        async with await t.files.open(f"{T}/send.h", O_RDWR) as file:
+            store.closed = trio.Event()
+            answers: list[bytes] = []
+
+            async def write(body: bytes) -> None:
+                await file.pwrite(body, 0)
+
+            async def read() -> None:
+                answers.append(await file.pread(4000, 0))
+
+            async with trio.open_nursery() as nursery:
+                for parcel in (b"len=1\n\na", b"type=t len=1\n\nb"):
+                    store.closed = trio.Event()
+                    nursery.start_soon(write, parcel)
+                    await wait_all_tasks_blocked()
+                    nursery.start_soon(read)
+                    await wait_all_tasks_blocked()
+                    with pytest.raises(OSError, match="409"):
+                        await write(b"len=1\n\nc")
+                    store.closed.set()
+                    await wait_all_tasks_blocked()
+        assert [answer.split()[1] for answer in answers] == [b"seq=1", b"seq=2"]
+
+
+PLAIN = [
+    b"len=0\n\n",
+    b"len=3\n\nabc",
+    b"len=3\n\nabcd",
+    b"len=4\n\nabc",
+    b"idem=a.1:b/c-d key=k_9 len=1\n\nx",
+    b"key=k idem=a len=1\n\nx",
+    b"batch=1 len=1\n\nx",
+    b"batch=2 idem=a len=1\n\nxkey=b len=2\n\n\n\n",
+    b"batch=2 len=1\n\nxbatch=2 len=1\n\ny",
+    b"batch=2 len=1\n\nxlen=1\n\nyz",
+    b"batch=0 len=1\n\nx",
+    b"batch=33 len=1\n\nx",
+    b"batch=2 len=1\n\nx",
+    b"idem=" + b"k" * 201 + b" len=1\n\nx",
+    b"len=9999999\n\nx",
+    b"\nno header",
+    b"",
+]
+
+
+@pytest.mark.parametrize("data", PLAIN, ids=range(len(PLAIN)))
+def test_what_is_said_plainly_means_the_same_as_to_who_looks_closer(data: bytes) -> None:
+    parcel = Parcel(most=1000)
+    simple = parcel.simple(data)
+    try:
+        assert simple in (None, parcel.open(data, True))
+    except Refused:
+        assert simple is None
+
+
+def test_only_what_is_said_plainly_is_taken_so() -> None:
+    taken = [data for data in PLAIN if Parcel(most=1000).simple(data) is not None]
+    assert taken == [PLAIN[n] for n in (0, 1, 4, 6, 7)]
+
+
+@pytest.mark.parametrize("length", [1, 14, 15, 16, 47, 48, 49, 200])
+async def test_keys_of_every_length_are_told_apart(length: int, autojump_clock: MockClock) -> None:
+    async with box() as t:
+        first = await t.send(b"a", f"idem={'k' * length}")
+        assert (await t.send(b"a", f"idem={'k' * length}")) == first | {"dup": "1"}
+        assert (await t.send(b"b", f"idem={'k' * (length - 1)}j"))["dup"] == "0"
 
 
 async def test_an_idempotency_key_counts_once_within_its_window(autojump_clock: MockClock) -> None:

@@ -5,10 +5,12 @@ from contextlib import asynccontextmanager
 from errno import ENOTEMPTY
 
 import pytest
+import trio
 from trio.testing import MockClock
 from warren.check.tree import check_tree
 from warren.servers.mailbox import Limits
 from warren.servers.ram import Ram
+from warren.store import MemoryStore
 from warren.tree import Dir, Node
 
 from tests.servers.mailbox.place import O_STREAM, Got, T, a_mailbox, box, kept
@@ -137,3 +139,18 @@ async def test_settings_are_shown_and_bad_ones_change_nothing(autojump_clock: Mo
         assert "lease=60.000\n" in after
         assert f"bytes={2 << 20}\n" in after
         assert "ack=auto\n" in after
+
+
+async def test_a_topic_that_is_being_read_counts_once_against_the_limit(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    await a_mailbox(store).make("t")
+    mailbox = a_mailbox(store, Limits(topics=1))
+    found: list[object] = []
+
+    async def look() -> None:
+        found.append(await mailbox.lookup("t"))  # type: ignore[misc]
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(look)
+    assert found == [mailbox.kept["t"]] * 5

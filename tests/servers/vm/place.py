@@ -64,7 +64,10 @@ class NoGuests:
     ) -> None:
         raise Refused(403, "nobody is served here")
 
-    async def take(self, channel: trio.abc.Stream, name: str) -> None:
+    async def take(
+        self, channel: trio.abc.Stream, name: str,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:  # fmt: skip
         raise Refused(403, "nobody is taken here")
 
 

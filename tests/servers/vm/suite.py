@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 from warren.auth.rights import Policy
-from warren.boot.guest import Guest
+from warren.boot.machines.guest import Guest
 from warren.serve.export import Export
 from warren.serve.stream import serve_stream
 from warren.servers.vm.backend import Backend, Place, Running, Spec

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot.accel import Accelerators
-from warren.boot.libvirt_driver import folder
+from warren.boot.libvirt.driver import folder
+from warren.boot.machines.accel import Accelerators
 from warren.servers.vm.backend import Backend, Disk, Place, Spec
 from warren.servers.vm.firecracker import FirecrackerBackend
 from warren.servers.vm.libvirt import LibvirtBackend, RunningLibvirt, _way_out

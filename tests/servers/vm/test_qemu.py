@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot.probe import image
+from warren.boot.machines.probe import image
 from warren.servers.vm.backend import Disk, Place, Spec
 from warren.servers.vm.limits import groups, leftovers
 from warren.servers.vm.qcow2 import make

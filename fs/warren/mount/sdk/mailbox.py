@@ -19,29 +19,15 @@ a send with that key and the same body may still be made within the time.
 
 from __future__ import annotations
 
-import secrets
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING
 
 from warren.mount.sdk.leases import Leased, Leases
-from warren.mount.sdk.patience import Tries
-from warren.mount.sdk.wire import ask, make, parted, take
+from warren.mount.sdk.sending import SAFE, Draft, Sent, alone
+from warren.mount.sdk.wire import make, parted, take, tell
 from warren.tree.report import pairs
 
 if TYPE_CHECKING:
     from warren.mount.sdk.node import Node
-
-SAFE: Final = 240.0
-
-
-class Sent(NamedTuple):
-    """What became of a message: its id and number, and whether an earlier try had sent it.
-
-    Who may write `send.h` and not read it is told nothing: the id is then empty, and the message is sent.
-    """
-
-    id: str
-    seq: int
-    dup: bool
 
 
 class Topic:
@@ -49,6 +35,7 @@ class Topic:
 
     def __init__(self, node: Node, path: str, group: str) -> None:
         self.node, self.path = node, path
+        self._send = f"{path}/send.h"
         self._at = f"{path}/groups/{group}" if group else path
 
     async def make(self) -> None:
@@ -61,22 +48,23 @@ class Topic:
     ) -> Sent:  # fmt: skip
         """Send a message, once. The words are those of `send.h`; IDEM is made here unless it is given.
 
+        What is sent at the same time goes together (see `sending`); with a DEADLINE of its own it goes alone.
         Cancelled: it was sent, or not; the same again with the same IDEM is safe.
         """
-        named = idem or secrets.token_hex(16)
-        said: dict[str, object] = {"idem": named, "key": key, "corr": corr, "type": type}
-        said |= {"prio": prio or "", "delay": delay and f"{delay:g}s", "ttl": ttl and f"{ttl:g}s"}
-        head = pairs({word: value for word, value in said.items() if value} | {"len": len(body)})
-        written = f"{head}\n\n".encode() + body
-        path = f"{self.path}/send.h"
-
-        async def work(tries: Tries) -> Sent:
-            told = await ask(self.node, path, written)
-            return Sent(told.get("id", ""), int(told.get("seq", "0")), told.get("dup") == "1")
-
-        limit = min(SAFE, self.node.patience.deadline if deadline is None else deadline)
+        sender = self.node.sender(self._send)
+        named, size = idem or sender.name(), len(body)
+        if idem or key or corr or type or prio or delay or ttl:
+            said: dict[str, object] = {"idem": named, "key": key, "corr": corr, "type": type}
+            said |= {"prio": prio or "", "delay": delay and f"{delay:g}s", "ttl": ttl and f"{ttl:g}s"}
+            head = pairs({word: value for word, value in said.items() if value} | {"len": size})
+        else:
+            head = f"idem={named} len={size}"
+        draft = Draft(named, key, f"{head}\n\n".encode(), bytes(body), sender.limit)
+        if deadline is None:
+            return await sender.send(draft)
+        draft.within(min(SAFE, deadline))
         try:
-            return await self.node.do(path, work, deadline=limit)
+            return await alone(self.node, self._send, draft)
         except OSError as e:
             e.add_note(f"idem={named}")
             raise
@@ -105,12 +93,12 @@ class Message(Leased):
         self._lease = self.head["lease"]
 
     async def _done(self) -> None:
-        await ask(self.node, self.path, f"{self.id} {self._lease}\n".encode())
+        await tell(self.node, self.path, f"{self.id} {self._lease}")
 
     async def _back(self, why: str, delay: float | None) -> None:
         line = f"nack {self.id} {self._lease}"
         line += "" if delay is None else f" delay={delay:g}s"
-        await ask(self.node, self.path, f"{line}\n".encode())
+        await tell(self.node, self.path, line)
 
     async def _extend(self, seconds: float) -> None:
-        await ask(self.node, self.path, f"extend {self.id} {self._lease} {seconds:g}s\n".encode())
+        await tell(self.node, self.path, f"extend {self.id} {self._lease} {seconds:g}s")

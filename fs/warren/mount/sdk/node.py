@@ -33,11 +33,14 @@ from warren.mount.files import Files
 from warren.mount.sdk.mailbox import Topic
 from warren.mount.sdk.patience import Patience, Tries, persist
 from warren.mount.sdk.place import Place, place
+from warren.mount.sdk.sending import Sender
 from warren.mount.sdk.storage import Storage
 from warren.mount.sdk.task import Queue
+from warren.mount.sdk.wire import Shelf
 
 T = TypeVar("T")
 IN_FLIGHT = 32
+SENDERS = 1024  # topics that are remembered to send to
 
 
 class Node:
@@ -48,6 +51,8 @@ class Node:
         self.patience = patience
         self.background = background  # for what keeps leases alive
         self.mute: set[str] = set()  # files that we may write, and whose answers we may not read
+        self.shelf = Shelf(background)
+        self._senders: dict[str, Sender] = {}
         self._places = trio.Semaphore(in_flight)
 
     # What there is
@@ -90,6 +95,15 @@ class Node:
 
     # How it is done
 
+    def sender(self, path: str) -> Sender:
+        """What is under way to the `send.h` at PATH."""
+        found = self._senders.get(path)
+        if found is None:
+            if len(self._senders) >= SENDERS:
+                self._senders = {name: each for name, each in self._senders.items() if not each.idle}
+            found = self._senders[path] = Sender(self, path)
+        return found
+
     async def do(
         self,
         path: str,
@@ -104,8 +118,14 @@ class Node:
         async def one(tries: Tries) -> T:
             if waits:
                 return await work(tries)
-            async with self._places:
+            try:
+                self._places.acquire_nowait()  # so that what is asked is on its way before others have a turn
+            except trio.WouldBlock:
+                await self._places.acquire()
+            try:
                 return await work(tries)
+            finally:
+                self._places.release()
 
         return await persist(
             one, self.patience, what=path, peer=self.files.peer, deadline=deadline,

@@ -8,16 +8,56 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 from warren.mount.file import File
-from warren.mount.sdk.patience import Tries
+from warren.mount.link import Link, Op
+from warren.mount.sdk.patience import Tries, code
+from warren.p9.messages import Rread, Tread, Twrite
 from warren.tree import split
 
 if TYPE_CHECKING:
     from warren.mount.sdk.node import Node
 
+KEPT: Final = 64
 WAIT: Final = 25.0  # seconds that one read waits; a peer that is gone without a word is found so
 _LINE: Final = 4096
 _MUTE: Final = 1024
 _HEAD: Final = 16 << 10
+
+
+class Shelf:
+    """Files that are kept open, to be used again: what a close and an open cost is that much of a message.
+
+    At most KEPT of them lie here. Of those that lie here longest one is closed for each further one.
+    """
+
+    def __init__(self, background: trio.Nursery) -> None:
+        self._background = background
+        self._files: dict[int, tuple[str, File]] = {}
+
+    def take(self, path: str) -> File | None:
+        """The file of that path that was put here last."""
+        for key, (name, file) in reversed(self._files.items()):
+            if name == path:
+                del self._files[key]
+                return file
+        return None
+
+    def put(self, path: str, file: File) -> None:
+        """It is not used for now."""
+        self._files[id(file)] = path, file
+        if len(self._files) > KEPT:
+            _, oldest = self._files.pop(next(iter(self._files)))
+            self.drop(oldest)
+
+    def drop(self, file: File) -> None:
+        """Close one. What was written is known by its answers, so nothing hangs on how that goes."""
+        self._background.start_soon(_closed, file)
+
+
+async def _closed(file: File) -> None:
+    try:
+        await file.close()
+    except OSError:
+        pass
 
 
 async def answer(file: File) -> dict[str, str]:
@@ -49,20 +89,73 @@ async def make(node: Node, path: str) -> None:
     await node.do(path, work)
 
 
-async def ask(node: Node, path: str, data: bytes) -> dict[str, str]:
-    """One body or line, and what is answered; nothing where one may write and not read."""
+async def opened(node: Node, path: str) -> File:
+    """A file that one writes to and reads the answer from; `node.mute` has it where one may not read."""
     mute = path in node.mute
     try:
-        file = await node.files.open(path, os.O_WRONLY if mute else os.O_RDWR)
+        return await node.files.open(path, os.O_WRONLY if mute else os.O_RDWR)
     except PermissionError:
         if mute:
             raise
-        file, mute = await node.files.open(path, os.O_WRONLY), True
-        if len(node.mute) < _MUTE:
-            node.mute.add(path)  # or each further write would be denied once, and stand so in the audit
-    async with file:
+    file = await node.files.open(path, os.O_WRONLY)
+    if len(node.mute) < _MUTE:
+        node.mute.add(path)  # or each further write would be denied once, and stand so in the audit
+    return file
+
+
+async def exchange(file: File, data: bytes, n: int) -> bytes:
+    """Write DATA at offset 0 and read at most N bytes of what is answered, both asked for at once.
+
+    Of a server of ours, which begins requests in their order and lets such a read wait for the answer. Never
+    done again after a loss. Cancelled: it was written, or not.
+    """
+    if not file._link.in_order or len(data) >= file.payload:
+        await file.pwrite(data, 0)
+        return await file.pread(n, 0)
+
+    async def work(op: Op, link: Link) -> bytes:
+        op.effect = file._unsure = True
+        calls = [
+            link.start(op, Twrite, file._fid, 0, memoryview(data)),
+            link.start(op, Tread, file._fid, 0, n),
+        ]
+        try:
+            await link.finish(op, calls[0])
+            reply = await link.finish(op, calls[1])
+        finally:
+            for call in calls:
+                link.abandon(call)
+        assert isinstance(reply, Rread)
+        return bytes(reply.data)
+
+    # Where the read did not wait, the answer is there by now.
+    said = await file._do(Op(file.path, file._files.deadline), work, again=False)
+    return said or await file.pread(n, 0)
+
+
+async def ask(node: Node, path: str, data: bytes) -> dict[str, str]:
+    """One body or line, and what is answered; nothing where one may write and not read."""
+    async with await opened(node, path) as file:
         await file.write(data)
-        return {} if mute else await answer(file)
+        return {} if file.flags & os.O_ACCMODE == os.O_WRONLY else await answer(file)
+
+
+async def tell(node: Node, path: str, line: str) -> None:
+    """A line to which no answer is read. Cancelled: it was taken, or not."""
+    used = node.shelf.take(path)
+    file = used or await node.files.open(path, os.O_WRONLY)
+    try:
+        await file.pwrite(f"{line}\n".encode(), 0)
+    except OSError as e:
+        node.shelf.drop(file)
+        if used is None or code(e) not in (403, 404):
+            raise
+        await tell(node, path, line)  # what stands there now may be another file
+    except BaseException:
+        node.shelf.drop(file)
+        raise
+    else:
+        node.shelf.put(path, file)
 
 
 async def take(node: Node, path: str, options: str) -> bytes:

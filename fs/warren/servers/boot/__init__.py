@@ -31,9 +31,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from warren.boot.bench import Bench
-from warren.boot.gate import pins
-from warren.boot.outcome import Asked
+from warren.boot.harness.bench import Bench
+from warren.boot.harness.gate import pins
+from warren.boot.harness.outcome import Asked
 from warren.servers.boot.images import ImagesDir
 from warren.servers.boot.work import WAITING, Work, Works
 from warren.tree import Ctl, Dir, Duration, Refused, Stream, Text, verb

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import trio
-from warren.boot import elf
-from warren.boot.prepare import Image, Images, measured
+from warren.boot.formats import elf
+from warren.boot.harness.prepare import Image, Images, measured
 from warren.tree import Dir, Node, Text
 from warren.tree.report import attributes
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import trio
-from warren.boot.bench import Bench
-from warren.boot.gate import Pin
-from warren.boot.outcome import Asked, Outcome
+from warren.boot.harness.bench import Bench
+from warren.boot.harness.gate import Pin
+from warren.boot.harness.outcome import Asked, Outcome
 from warren.tree import Refused
 from warren.tree.ports import Clock
 from warren.tree.report import Events, attributes, legible

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
@@ -17,22 +17,17 @@ from warren.servers.mailbox.operating import bury, change, delete, group, letter
 from warren.servers.mailbox.queue import Item
 from warren.servers.mailbox.receiving import Recv, Shown, Sub
 from warren.servers.mailbox.records import MAIN, Settings
-from warren.servers.mailbox.sending import longest, send
 from warren.servers.mailbox.words import (
-    BATCH,
-    BATCH_BYTES,
-    HEAD,
     LEASE_LEAST,
     LEASE_MOST,
-    LONGEST,
-    Draft,
-    Parcel,
     answers,
     identity,
     shown,
 )
+from warren.servers.mailbox.writing import Send, SendH
+from warren.store import Kept as KeptDir
+from warren.store import named
 from warren.tree import (
-    Blob,
     Caller,
     Ctl,
     Dir,
@@ -46,23 +41,16 @@ from warren.tree import (
     Text,
     verb,
 )
+from warren.tree.headers import LONGEST
 from warren.tree.report import attributes, pairs
-from warren.tree.words import BlobHandle, SinkHandle
+from warren.tree.words import SinkHandle
 
 if TYPE_CHECKING:
     from warren.servers.mailbox.topic import Topic
 
-NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}")
 _SIZE: Final = re.compile(r"(\d{1,12})([kmg]?)", re.ASCII | re.IGNORECASE)
 _UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30}
 MOST_COUNT, MOST_BYTES = 100_000, 16 << 30
-
-
-def named(name: str) -> str:
-    """A name for a topic or a group, or the refusal."""
-    if NAME.fullmatch(name) is None:
-        raise Refused(400, f"{name[:80]!r} is no name here: 1 to 64 letters, digits and _ . -, no dot first")
-    return name
 
 
 class By(Sink):
@@ -76,36 +64,15 @@ class By(Sink):
         return SinkHandle(Sink(lambda data: self.put_by(caller.subject, data)))
 
 
-class SendH(Blob):
-    """`send.h`: headers, an empty line, the body."""
 
-    def __init__(self, topic: Topic) -> None:
-        self.topic = topic
-        self.parcel = Parcel(longest(topic))
-        most = max(longest(topic) + HEAD, BATCH_BYTES + BATCH * HEAD)
-        super().__init__(lambda body, declared: None, self.parcel.measure, most)
-
-    def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
-        def commit(body: bytes, declared: bool) -> Maybe[str]:
-            return _send(self.topic, self.parcel.open(body, declared), caller.subject)
-
-        return BlobHandle(Blob(commit, self.measure, self.limit))
-
-
-async def _send(topic: Topic, drafts: Sequence[Draft], by: str) -> str:
-    """Send, and say what became of each."""
-    sent = await send(topic, drafts, by)
-    return "".join(f"id={id} seq={number} dup={dup:d}\n" for id, number, dup in sent)
-
-
-class TopicDir(Dir):
+class TopicDir(KeptDir):
     """A topic."""
 
     def __init__(self, topic: Topic) -> None:
-        self.topic = topic
+        self.topic = self.ledger = topic
         super().__init__(
             {
-                "send": By(lambda by, data: _send(topic, [Draft(data)], by)),
+                "send": Send(topic),
                 "send.h": SendH(topic),
                 **receiver(topic, MAIN),
                 "sub": Sub(topic),

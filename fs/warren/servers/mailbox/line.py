@@ -14,6 +14,7 @@ import trio
 from warren.servers.mailbox.queue import Kept
 from warren.servers.mailbox.words import Options
 from warren.store import Batch
+from warren.store import Reader as Waiting
 from warren.tree import Refused
 
 
@@ -26,22 +27,15 @@ class Taken(NamedTuple):
     batch: Batch
 
 
-class Reader:
+class Reader(Waiting):
     """One open of `recv` that is being read."""
 
-    __slots__ = ("error", "group", "options", "subject", "taken", "task")
+    __slots__ = ("group", "options", "taken")
 
     def __init__(self, group: str, subject: str, options: Options) -> None:
-        self.group, self.subject, self.options = group, subject, options
+        super().__init__(subject)
+        self.group, self.options = group, options
         self.taken: Taken | None = None
-        self.error: Refused | None = None
-        self.task: trio.lowlevel.Task | None = None
-
-    def wake(self) -> None:
-        """There is something for it. It stands in no line any more."""
-        task, self.task = self.task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
 
 
 class Line:

@@ -21,38 +21,43 @@ from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Final
 
+import msgspec
+
 WAITING, DELAYED, BLOCKED, LEASED, DEAD = range(5)
 _STALE: Final = 64
 
 
-class Kept:
+class Kept(msgspec.Struct, eq=False, gc=False):
     """A message as the topic remembers it; its body is in the log."""
 
-    __slots__ = ("after", "at", "expires", "id", "index", "key", "number", "prio", "refs", "sent", "size")
-
-    def __init__(
-        self, number: int, id: str, at: int, index: int, size: int, prio: int, after: float, expires: float,
-        key: str, sent: float,
-    ) -> None:  # fmt: skip
-        self.number, self.id, self.at, self.index, self.size = number, id, at, index, size
-        self.prio, self.after, self.expires, self.key, self.sent = prio, after, expires, key, sent
-        self.refs = 0  # queues that have it
+    number: int
+    id: str
+    at: int
+    index: int
+    size: int
+    prio: int
+    after: float
+    expires: float
+    key: str
+    sent: float
+    refs: int = 0  # queues that have it
 
     def packed(self) -> tuple[object, ...]:
         return (self.number, self.id, self.at, self.index, self.size, self.prio, self.after, self.expires,
                 self.key, self.sent)  # fmt: skip
 
 
-class Item:
+class Item(msgspec.Struct, eq=False, gc=False):
     """A message in a queue."""
 
-    __slots__ = ("attempts", "by", "kept", "lease", "noted", "state", "when", "why")
-
-    def __init__(self, kept: Kept, state: int = WAITING, when: float = 0.0) -> None:
-        self.kept, self.state, self.when = kept, state, when
-        self.attempts = 0
-        self.noted = False  # in the heap, whether it waits or not
-        self.lease = self.by = self.why = ""
+    kept: Kept
+    state: int = WAITING
+    when: float = 0.0
+    attempts: int = 0
+    noted: bool = False  # in the heap, whether it waits or not
+    lease: str = ""
+    by: str = ""
+    why: str = ""
 
     def packed(self) -> tuple[object, ...]:
         return (self.kept.number, self.state, self.when, self.attempts, self.lease, self.by, self.why)
@@ -89,8 +94,13 @@ class Queue:
     def add(self, kept: Kept, t: float) -> None:
         """A new message."""
         kept.refs += 1
-        item = self.items[kept.number] = Item(kept)
-        self._enter(item, kept.after, t)
+        item = self.items[kept.number] = Item(kept, WAITING, kept.after)
+        if kept.key or kept.after > t:
+            self._enter(item, kept.after, t)
+        else:
+            self.ready += 1
+            item.noted = True
+            heappush(self._heap, (-kept.prio, kept.number))
 
     def restore(self, kept: Kept, item: Item) -> None:
         """An item out of a snapshot."""

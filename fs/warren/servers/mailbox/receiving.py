@@ -1,8 +1,6 @@
 """The open files of those who receive: `recv`, `ack` and `sub`.
 
-`recv` gives one message or batch an open, then the end of the file. A kernel keeps no offsets for streams, so
-a read at the offset of the first one goes on where the last one ended; a read beyond is taken at its word,
-because clients ask for several pieces at once.
+`recv` gives one message or batch an open, then the end of the file.
 
     nothing read yet     closing takes nothing
     part of it read      closing gives it back, and it does not count as an attempt
@@ -16,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from errno import EINTR
 from typing import TYPE_CHECKING, Final
 
-import trio
 from warren.servers.mailbox.leasing import bodies, finish, release, take
 from warren.servers.mailbox.line import Reader, Taken
 from warren.servers.mailbox.records import End, Message, Send, unpack
@@ -36,13 +33,14 @@ from warren.tree import (
     StreamHandle,
 )
 from warren.tree.node import STREAM
+from warren.tree.once import Once
 from warren.tree.stream import WouldBlock
 
 if TYPE_CHECKING:
     from warren.servers.mailbox.topic import Topic
 
 
-AT_ONCE: Final = 256  # records looked at before others have their turn, and pieces read out of order
+AT_ONCE: Final = 256  # records looked at before others have their turn
 
 
 class Recv(Node):
@@ -62,63 +60,20 @@ class Recv(Node):
         """As for ctl: what a shell's redirection sends is harmless."""
 
 
-class RecvHandle(Handle):
+class RecvHandle(Once):
     """One message or batch."""
 
-    record = True
-    parks = True
-    tells = True
-
     def __init__(self, topic: Topic, group: str, caller: Caller) -> None:
+        super().__init__()
         self.topic, self.group, self.caller = topic, group, caller
         self.options = Options()
         self.taken: Taken | None = None
-        self.data: bytes | None = None
-        self.given = 0  # bytes that were read, without a gap
-        self.began = False
-        self.base = 0  # where reading begins: behind the options, for those who count on from there
         self.gone = False
-        self._ahead: list[tuple[int, int]] = []  # pieces that were read before those in front of them
-        self._taking = False
-        self._others = trio.lowlevel.ParkingLot()
 
-    def write(self, offset: int, data: Bytes) -> Maybe[int]:
-        if self.began:
-            raise Refused(409, "this open was read already; options come before the first read")
-        self.options = options(bytes(data))
-        self.base = offset + len(data)
-        return len(data)
+    def _told(self, data: bytes) -> None:
+        self.options = options(data)
 
-    def read(self, offset: int, count: int) -> Maybe[Bytes]:
-        if not self.began:
-            self.began, self.base = True, self.base if offset == self.base else 0
-        return self._take(offset, count) if self.data is None else self._piece(offset, count)
-
-    def _piece(self, offset: int, count: int) -> bytes:
-        assert self.data is not None
-        at = offset - self.base if offset > self.base else self.given
-        piece = self.data[at : at + count]
-        if piece and len(self._ahead) < AT_ONCE:
-            self._ahead.append((at, at + len(piece)))
-            self._ahead.sort()
-        while self._ahead and self._ahead[0][0] <= self.given:
-            self.given = max(self.given, self._ahead.pop(0)[1])
-        return piece
-
-    async def _take(self, offset: int, count: int) -> bytes:
-        while self.data is None:
-            if self._taking:
-                await self._others.park()
-                continue
-            self._taking = True
-            try:
-                self.data = await self._message()
-            finally:
-                self._taking = False
-                self._others.unpark_all()
-        return self._piece(offset, count)  # no checkpoint since it was taken
-
-    async def _message(self) -> bytes:
+    async def _wanted(self) -> bytes:
         """Wait for it. Cancelled: nothing was taken. What came too late for a closed file goes back."""
         taken = await take(self.topic, Reader(self.group, self.caller.subject, self.options))
         if taken is None:
@@ -148,7 +103,7 @@ class RecvHandle(Handle):
         if taken is None or self.data is None:
             return None
         topic, batch = self.topic, None
-        if self.given < len(self.data):
+        if not self.read_whole:
             batch = release(topic, self.group, taken)
         elif closed and (self.options.ack or topic.state.settings.ack) == "auto":
             batch = finish(topic, self.group, taken)

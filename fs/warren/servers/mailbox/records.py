@@ -17,7 +17,7 @@ MAIN: Final = ""
 """The name of the topic's own queue, among those of its groups."""
 
 
-class Message(msgspec.Struct, array_like=True, frozen=True):
+class Message(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """A message as it was sent, and what `recv` shows of it."""
 
     id: str
@@ -32,7 +32,7 @@ class Message(msgspec.Struct, array_like=True, frozen=True):
     whole: bool = True  # False: the sender closed the file without having said how long the body is
 
 
-class Seen(msgspec.Struct, array_like=True, frozen=True):
+class Seen(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """An idempotency key: what it stood for, and until when."""
 
     key: bytes

@@ -2,25 +2,34 @@
 
 A message with a key that is remembered is not sent again. If it is the same message, the answer is that of
 the first time; if it is another one, it is refused. It is the same by body, `key`, `corr` and `type`.
+
+A send is decided in the call, so what one writer sends is in the order in which it was written; what is
+waited for is the disk.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from hashlib import blake2b
+from random import Random
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 from warren.servers.mailbox.records import Message, Seen, Send
 from warren.servers.mailbox.words import Draft
 from warren.tree import Refused
+from warren.tree.promise import Promise
 
 if TYPE_CHECKING:
+    from warren.servers.mailbox.state import State
     from warren.servers.mailbox.topic import Topic
 
 CROCKFORD: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 ROOM: Final = 1 << 14  # of a record, for what stands beside the bodies
+_LETTERS: Final = (CROCKFORD * 8).encode()
+SHORT: Final = 48  # bytes of an idempotency key that is remembered as it is
+_AHEAD: Final = 256  # ids that chance is drawn for at a time: each draw of the system's is a call to it
 
 
 class Sent(NamedTuple):
@@ -36,42 +45,62 @@ def longest(topic: Topic) -> int:
     return topic.store.limits.record - ROOM
 
 
-async def send(topic: Topic, drafts: Sequence[Draft], by: str) -> list[Sent]:
-    """Send all of them or none. Cancelled: none, or all."""
+def send(topic: Topic, drafts: Sequence[Draft], by: str) -> Awaitable[list[Sent]]:
+    """Send all of them or none. Cancelled: none, or all.
+
+    It is a promise, unless the topic's log must be read first.
+    """
+    if topic.stale:
+        return _send_later(topic, drafts, by)
+    return _send(topic, topic.fresh_nowait(), drafts, by)
+
+
+async def _send_later(topic: Topic, drafts: Sequence[Draft], by: str) -> list[Sent]:
     await trio.lowlevel.checkpoint_if_cancelled()
-    state = await topic.fresh()
+    sent: list[Sent] = await _send(topic, await topic.fresh(), drafts, by)
+    return sent
+
+
+def _send(topic: Topic, state: State, drafts: Sequence[Draft], by: str) -> Promise:
     if not state.settings.queue and len(state.queues) == 1:
         raise Refused(409, "nobody would get it: the queue is off, and there is no group")
-    sent: list[Sent | None] = [_before(topic, draft) for draft in drafts]
-    new = [draft for draft, before in zip(drafts, sent, strict=True) if before is None]
-    named = [draft.idem for draft in new if draft.idem]
-    if len(set(named)) < len(named):
-        raise Refused(400, "an idempotency key is given twice in one batch")
+    sent: list[Sent | None] = []
+    new: list[Draft] = []
+    named: dict[bytes, Draft] = {}
+    for draft in drafts:
+        before = None
+        if idem := draft.idem:
+            key = _hashed(idem)
+            if (seen := state.seen.get(key)) is not None:
+                before = _again(seen, draft)
+            elif named.setdefault(key, draft) is not draft:
+                raise Refused(400, "an idempotency key is given twice in one batch")
+        sent.append(before)
+        if before is None:
+            new.append(draft)
     topic.dups += len(drafts) - len(new)
     if not new:
         # It was decided, and may not be durable yet.
-        await topic.barrier()
-        return [before for before in sent if before is not None]
-    _admit(topic, new, len(named))
-    record = _record(topic, new, by)
-    ours = iter([Sent(m.id, number, False) for number, m in enumerate(record.messages, record.first)])
-    await topic.settle(topic.do(record))
-    return [before or next(ours) for before in sent]
+        return topic.promise(topic.journal.newest).then(lambda _: sent)
+    _admit(topic, state, new, len(named))
+    record = _record(topic, state, new, list(named), by)
+    said = [Sent(m.id, number, False) for number, m in enumerate(record.messages, record.first)]
+    if len(new) < len(drafts):
+        ours = iter(said)
+        said = [before or next(ours) for before in sent]
+    return topic.promise(topic.do(record)).then(lambda _: said)
 
 
-def _before(topic: Topic, draft: Draft) -> Sent | None:
+def _again(seen: Seen, draft: Draft) -> Sent:
     """The same message, sent before."""
-    seen = topic.state.seen.get(_hashed(draft.idem)) if draft.idem else None
-    if seen is None:
-        return None
     if not hmac.compare_digest(seen.payload, draft.payload()):
         raise Refused(409, f"idem={draft.idem} was used for another message, {seen.id}; use a new key")
     return Sent(seen.id, seen.number, True)
 
 
-def _admit(topic: Topic, new: Sequence[Draft], keys: int) -> None:
-    state, s = topic.state, topic.state.settings
-    size, most = sum(len(draft.body) for draft in new), longest(topic)
+def _admit(topic: Topic, state: State, new: Sequence[Draft], keys: int) -> None:
+    s = state.settings
+    size, most = sum([len(draft.body) for draft in new]), longest(topic)
     if size > most:
         raise Refused(413, f"a message is at most {most} bytes, and so is a batch")
     if len(new) > s.count or size > s.bytes:
@@ -83,27 +112,49 @@ def _admit(topic: Topic, new: Sequence[Draft], keys: int) -> None:
         raise Refused(429, f"{len(state.seen)} idempotency keys are remembered, the limit", retry_after=1)
 
 
-def _record(topic: Topic, new: Sequence[Draft], by: str) -> Send:
-    state, s, t = topic.state, topic.state.settings, topic.state.t
+def _record(topic: Topic, state: State, new: Sequence[Draft], named: list[bytes], by: str) -> Send:
+    s, t = state.settings, state.t
     messages, seen = [], []
+    keys, until = iter(named), t + s.dedupe
     for number, draft in enumerate(new, state.next):
-        ends = [t + life for life in (draft.ttl, s.age) if life]
+        body, prio, delay, ttl, key, corr, type, idem, whole = draft
+        ends = min([t + life for life in (ttl, s.age) if life]) if ttl or s.age else 0.0
         message = Message(
-            _ulid(topic, t), draft.body, draft.prio, t + draft.delay if draft.delay else 0.0,
-            min(ends, default=0.0), draft.key, draft.corr, draft.type, by, draft.whole,
-        )  # fmt: skip
+            topic.ids.next(t), body, prio, t + delay if delay else 0.0, ends, key, corr, type, by, whole
+        )
         messages.append(message)
-        topic.remember(number, message)
-        if draft.idem and s.dedupe:
-            seen.append(Seen(_hashed(draft.idem), message.id, number, draft.payload(), t + s.dedupe))
+        if idem:
+            name = next(keys)
+            if s.dedupe:
+                seen.append(Seen(name, message.id, number, draft.payload(), until))
+    topic.remember(state.next, messages)
     return Send(t, state.next, messages, seen)
 
 
-def _ulid(topic: Topic, t: float) -> str:
-    """A new id: 48 bits of milliseconds, 80 of chance."""
-    value = int(t * 1000) << 80 | topic.chance.getrandbits(80)
-    return "".join([CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5)])
+class Ids:
+    """New ids: 48 bits of milliseconds, 80 of chance, as 26 letters."""
+
+    def __init__(self, chance: Random) -> None:
+        self._chance = chance
+        self._drawn = ""
+        self._at = 0
+        self._millisecond = -1
+        self._time = ""
+
+    def next(self, t: float) -> str:
+        """One for a message that is sent at T."""
+        millisecond, at = int(t * 1000), self._at
+        if millisecond != self._millisecond:
+            self._millisecond = millisecond
+            self._time = "".join([CROCKFORD[millisecond >> shift & 31] for shift in range(45, -1, -5)])
+        if at == len(self._drawn):
+            at = 0
+            self._drawn = self._chance.randbytes(16 * _AHEAD).translate(_LETTERS).decode()
+        self._at = at + 16
+        return self._time + self._drawn[at : at + 16]
 
 
 def _hashed(idem: str) -> bytes:
-    return blake2b(idem.encode(), digest_size=16).digest()
+    """A key as it is remembered: of a long one the digest, which has 16 bytes as nothing else here has."""
+    key = idem.encode()
+    return b"=" + key if 15 != len(key) <= SHORT else blake2b(key, digest_size=16).digest()

@@ -71,7 +71,7 @@ class State:
         self.written = 0  # bytes of bodies ever sent
         self.news: list[News] = []
         self._agenda: list[tuple[float, int, str]] = []
-        self._windows: list[tuple[float, bytes]] = []
+        self._windows: list[tuple[float, list[bytes]]] = []  # when keys are forgotten, and which
         self.queues: dict[str, Queue] = {MAIN: self._queue(MAIN)}
 
     def _queue(self, name: str) -> Queue:
@@ -93,9 +93,10 @@ class State:
 
     # Time
 
-    def advance(self, t: float) -> None:
-        """Let everything happen that is due until T."""
+    def advance(self, t: float) -> bool:
+        """Let everything happen that is due until T; whether anything was."""
         agenda, most = self._agenda, self.settings.attempts
+        happens = bool(agenda) and agenda[0][0] <= t
         while agenda and agenda[0][0] <= t:
             when, number, name = heappop(agenda)
             if name == _EXPIRES:
@@ -103,10 +104,13 @@ class State:
             elif (queue := self.queues.get(name)) is not None and (what := queue.due(number, when, most)):
                 self._ended(queue, number, what, when)
         while self._windows and self._windows[0][0] <= t:
-            until, key = heappop(self._windows)
-            if (seen := self.seen.get(key)) is not None and seen.until == until:
-                del self.seen[key]
-        self.t = max(self.t, t)
+            until, keys = heappop(self._windows)
+            for key in keys:
+                if (seen := self.seen.get(key)) is not None and seen.until == until:
+                    del self.seen[key]
+        if t > self.t:
+            self.t = t
+        return happens
 
     def _later(self, when: float, number: int, name: str) -> None:
         heappush(self._agenda, (when, number, name))
@@ -209,29 +213,39 @@ class State:
                 pass  # for those who begin here
 
     def _send(self, record: Send, seq: int) -> None:
-        number = record.first
-        size = sum(len(message.body) for message in record.messages)
+        number, t = record.first, record.t
         if self.settings.full == "drop":
+            size = sum(len(message.body) for message in record.messages)
             self._make_room(len(record.messages), size)
+        queues = [queue for queue in self.queues.values() if queue.name or self.settings.queue]
         for index, message in enumerate(record.messages):
             if (number - 1) % MARK_EVERY == 0:
-                self._mark(number, record.t, seq)
+                self._mark(number, t, seq)
             kept = Kept(
                 number, message.id, seq, index, len(message.body), message.prio, message.after,
-                message.expires, message.key, record.t,
+                message.expires, message.key, t,
             )  # fmt: skip
             self.written += kept.size
-            self.counts["sent"] += 1
-            for queue in self.queues.values():
-                if queue.name or self.settings.queue:
-                    queue.add(kept, record.t)
-            if kept.refs:
+            for queue in queues:
+                queue.add(kept, t)
+            if queues:
                 self._remember(kept)
             number += 1
+        self.counts["sent"] += number - record.first
         self.next = number
-        for seen in record.seen:
-            self.seen[seen.key] = seen
-            heappush(self._windows, (seen.until, seen.key))
+        if record.seen:
+            self._note(record.seen)
+
+    def _note(self, found: list[Seen]) -> None:
+        """Remember idempotency keys, until the window of each is over."""
+        known, keys, until = self.seen, list[bytes](), found[0].until
+        for seen in found:
+            known[seen.key] = seen
+            if seen.until != until:
+                heappush(self._windows, (until, keys))
+                keys, until = [], seen.until
+            keys.append(seen.key)
+        heappush(self._windows, (until, keys))
 
     def _remember(self, kept: Kept) -> None:
         self.messages[kept.number] = kept
@@ -358,9 +372,8 @@ class State:
         state.marks = [tuple(mark) for mark in raw["marks"]]
         for fields in raw["messages"]:
             state._remember(Kept(*fields))
-        for seen in msgspec.convert(raw["seen"], list[Seen]):
-            state.seen[seen.key] = seen
-            heappush(state._windows, (seen.until, seen.key))
+        if raw["seen"]:
+            state._note(msgspec.convert(raw["seen"], list[Seen]))
         for name, items in raw["queues"].items():
             queue = state.queues[name] = state._queue(name)
             for number, word, when, attempts, lease, by, why in items:

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 from warren.servers.mailbox.records import Carry, Message, Snap
-from warren.store import Conflict, StoreError
-from warren.tree import Refused
 
 if TYPE_CHECKING:
     from warren.servers.mailbox.topic import Topic
@@ -38,27 +36,20 @@ class Pointer(msgspec.Struct, array_like=True, frozen=True):
 
 def wants_tidying(topic: Topic) -> bool:
     """Whether so much happened since the last snapshot that another is due."""
-    return not topic.tidying and topic.journal.last - max(topic.base, topic.tidied) > _enough(topic)
+    since = topic.journal.last - max(topic.base, topic.tidied)
+    return since > topic.every and not topic.tidying and since > _enough(topic)
 
 
 def _enough(topic: Topic) -> int:
     return max(topic.every, 4 * sum(len(queue) for queue in topic.state.queues.values()))
 
 
-async def tidy(topic: Topic) -> None:
-    """Write a snapshot and forget what nobody needs. Not to be cancelled; a failure is an event, no error."""
-    topic.tidying = True
-    try:
-        for _ in range(_ROUNDS):
-            if not await _carry(topic):
-                break
-        await _snapshot(topic)
-    except (StoreError, Refused) as e:
-        topic.events.tell("tidy_failed", why=str(e))
-        topic.stale = topic.stale or isinstance(e, Conflict)
-    finally:
-        topic.tidied = topic.journal.last
-        topic.tidying = False
+async def shorten(topic: Topic) -> None:
+    """Write a snapshot and forget what nobody needs."""
+    for _ in range(_ROUNDS):
+        if not await _carry(topic):
+            break
+    await _snapshot(topic)
 
 
 async def _carry(topic: Topic) -> bool:

@@ -1,40 +1,27 @@
-"""One topic at work: its state, its log, its time.
-
-A decision is made on the state as it will be once everything noted before is written: state first, log
-behind it, answer last. Since the log keeps that order, an answer never rests on something that can be lost.
-If the store refuses a record, the state is read again from the log, and who was not answered is refused.
-
-    state = await topic.fresh()        as of now; from here to `do` nothing may wait
-    batch = topic.do(record)           decided
-    await topic.settle(batch)          durable
-
-Another process may own the same topic at another time, or by mistake at the same time: each append is fenced,
-so one of two is refused (503), reads what the other wrote, and goes on from there.
+"""One topic at work: a ledger, with the bodies of its messages and those who wait for one.
 
 What is decided stands in `sending`, `leasing` and `operating`; what keeps the log short in `tidy`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from random import Random
 from typing import Final
 
 import msgspec
-import trio
 from warren.servers.mailbox.leasing import serve
 from warren.servers.mailbox.line import Line, Reader
 from warren.servers.mailbox.queue import Kept, Queue
 from warren.servers.mailbox.records import MAIN, Carry, Message, Record, Send, Snap, pack, unpack
+from warren.servers.mailbox.sending import Ids
 from warren.servers.mailbox.state import State
-from warren.servers.mailbox.tidy import EVERY, Pointer, tidy, wants_tidying
-from warren.store import Batch, Conflict, Journal, NotFound, Store, StoreError
+from warren.servers.mailbox.tidy import EVERY, Pointer, shorten, wants_tidying
+from warren.store import Batch, Ledger, Store, StoreError
 from warren.tree import Refused
 from warren.tree.ports import Clock
-from warren.tree.report import Events
 
 COUNTED: Final = (
     "sent", "delivered", "acked", "nacked", "given_back", "timed_out", "redelivered", "dead", "redriven",
@@ -54,76 +41,30 @@ class Limits:
     cache: int = 2 << 20  # bytes of bodies that a topic keeps at hand
 
 
-class Topic:
+class Topic(Ledger[State, Record, Reader]):
     """One topic. What waits raises Refused, and 503 when the store does not answer."""
+
+    noun = "topic"
 
     def __init__(
         self, name: str, under: str, store: Store, clock: Clock, limits: Limits, chance: Random,
         soon: Callable[[float], None],
     ) -> None:  # fmt: skip
-        self.name, self.key = name, f"{under}/{name}"
-        self.store, self.clock, self.limits, self.chance = store, clock, limits, chance
-        self.journal = Journal(store, self.key, self._written, self._lost)
-        self.events = Events(self.time)
-        self.state = State()
-        self.revision = 0
-        self.base = 0  # the record behind which replay begins
+        super().__init__(name, under, store, clock, State(), soon)
+        self.limits, self.chance, self.ids = limits, chance, Ids(chance)
         self.kept = 0  # the record behind which the log is kept
         self.settled = 1  # number of the message after the newest durable one
-        self.stale = True  # the state is not that of the log
-        self.gone = False
-        self.every, self.tidied, self.tidying = EVERY, 0, False
+        self.every = EVERY
         self.pinned: dict[int, int] = {}  # records whose bodies are being read
         self.lines: dict[str, Line] = {}
         self.dups = 0
-        self._soon = soon  # tell whoever keeps time that something is due at this monotonic time
-        self._loading = trio.Lock()
         self._bodies: OrderedDict[int, Message] = OrderedDict()
         self._bytes = 0
-        self._waits: list[tuple[float, int, Reader]] = []
-        self._news: deque[tuple[int, str, dict[str, object]]] = deque()
-        self._began = (0.0, 0.0)
-        self._serving = False
 
-    # The log
+    # As a ledger
 
-    async def fresh(self) -> State:
-        """The state, as of now. Cancelled: no effect."""
-        if self.stale:
-            async with self._loading:
-                if self.stale:
-                    await self._load()
-        if self.gone:
-            raise Refused(404, "the topic was removed")
-        self.advance()
-        return self.state
-
-    async def _load(self) -> None:
-        """Read the log. Cancelled: it is still to be read."""
-        try:
-            await self.journal.flush()
-        except StoreError:
-            pass  # whoever decided that is told
-        try:
-            entry = await self.store.get(self.key)
-            start = msgspec.msgpack.decode(entry.value, type=Pointer).start
-            last = await self.store.last(self.key)
-            state = await self._replay(start, last)
-        except NotFound:
-            self.end()
-            return
-        except StoreError as e:
-            raise refusal(e) from e
-        except (msgspec.MsgspecError, LookupError) as e:
-            raise Refused(422, f"the log of {self.name} cannot be read: {type(e).__name__}: {e}") from e
-        self.state, self.revision, self.base = state, entry.revision, start
-        self.kept = min(start, (state.oldest() or start + 1) - 1)
-        self.settled = state.next
-        self._began = (max(self.clock.now(), state.t), self.clock.monotonic())
-        self.journal.begin(last)
-        self.stale = False
-        if state.ended:
-            self.end()
+    def _start(self, value: bytes) -> int:
+        return msgspec.msgpack.decode(value, type=Pointer).start
 
     async def _replay(self, start: int, last: int) -> State:
         """The state at LAST, from a snapshot that begins behind START, or from nothing."""
@@ -141,83 +82,54 @@ class Topic:
         state.news.clear()
         return state
 
-    def end(self) -> None:
-        """The topic is no more."""
-        self.gone, self.stale = True, False
-        for line in self.lines.values():
-            line.end(Refused(404, "the topic was removed"))
+    async def _loaded(self, start: int) -> None:
+        self.kept = min(start, (self.state.oldest() or start + 1) - 1)
+        self.settled = self.state.next
 
-    def do(self, record: Record) -> Batch:
-        """What RECORD says is so from here on, once the batch is settled."""
-        seq = self.journal.next
-        try:
-            self.state.apply(record, seq)
-        except BaseException:
-            self._lost()
-            raise
-        batch = self.journal.add(pack(record), self.state.next)
-        self._changed(seq)
-        return batch
-
-    async def settle(self, batch: Batch) -> None:
-        """Wait until a decision is durable. Cancelled: not before."""
-        try:
-            await self.journal.settle(batch)
-        except StoreError as e:
-            raise refusal(e) from e
-        if wants_tidying(self):
-            with trio.CancelScope(shield=True):
-                await tidy(self)
-
-    async def barrier(self) -> None:
-        """Wait until all that was decided is durable. Cancelled: not before."""
-        try:
-            await self.journal.flush()
-        except StoreError as e:
-            raise refusal(e) from e
+    def _note(self, record: Record, seq: int) -> Batch:
+        self.state.apply(record, seq)
+        return self.journal.add(pack(record), self.state.next)
 
     def _written(self, batch: Batch) -> None:
         self.settled = batch.number
-        self._announce()
+        super()._written(batch)
 
     def _lost(self) -> None:
-        """What was decided last is not in the log: the state is worth nothing."""
-        self.stale = True
-        self._news.clear()
+        super()._lost()
         self._bodies.clear()
         self._bytes = 0
-        self.hurry()
 
-    def _changed(self, seq: int) -> None:
-        """The state is another one: tell who should know, and serve who waits."""
-        if self.state.news:
-            self._news += [(seq, kind, said) for kind, said in self.state.news]
-            self.state.news.clear()
-            self._announce()
-        if not self._serving:
-            self._serving = True
-            try:
-                for name in [name for name, line in self.lines.items() if line]:
-                    serve(self, name)
-            finally:
-                self._serving = False
-        if (due := self.due()) is not None:
-            self._soon(due)
+    def _serve(self) -> None:
+        if self.lines:
+            for name in [name for name, line in self.lines.items() if line]:
+                serve(self, name)
 
-    def _announce(self) -> None:
-        while self._news and self._news[0][0] <= self.journal.last:
-            _, kind, said = self._news.popleft()
-            self.events.tell(kind, **said)
+    def _leave(self, reader: Reader) -> None:
+        if (line := self.lines.get(reader.group)) is not None:
+            line.leave(reader)
+
+    def _shut(self, error: Refused) -> None:
+        for line in self.lines.values():
+            line.end(error)
+
+    def wants_tidying(self) -> bool:
+        return wants_tidying(self)
+
+    async def _shorten(self) -> None:
+        await shorten(self)
 
     # Bodies
 
-    def remember(self, number: int, message: Message) -> None:
-        """Have a body at hand while there is room."""
-        self._bodies[number] = message
-        self._bytes += len(message.body) + _COST
-        while self._bytes > self.limits.cache:
-            _, old = self._bodies.popitem(last=False)
-            self._bytes -= len(old.body) + _COST
+    def remember(self, first: int, messages: Sequence[Message]) -> None:
+        """Have bodies at hand while there is room; FIRST is the number of the first."""
+        bodies, size = self._bodies, self._bytes
+        for number, message in enumerate(messages, first):
+            bodies[number] = message
+            size += len(message.body) + _COST
+        while size > self.limits.cache:
+            _, old = bodies.popitem(last=False)
+            size -= len(old.body) + _COST
+        self._bytes = size
 
     async def message(self, number: int, at: int, index: int) -> Message:
         """A message as it was sent, from a record that is durable. Cancelled: no effect."""
@@ -226,7 +138,7 @@ class Topic:
         try:
             record = unpack((await self.store.read(self.key, at)).data)
         except StoreError as e:
-            raise refusal(e) from e
+            raise self.refusal(e) from e
         if not isinstance(record, Send | Carry):
             raise Refused(422, f"record {at} of {self.name} holds no message")
         return record.messages[index]
@@ -250,47 +162,6 @@ class Topic:
         self.pinned[at] -= 1
         if not self.pinned[at]:
             del self.pinned[at]
-
-    # Time
-
-    def time(self) -> float:
-        """Seconds since the epoch. They never go back while the topic lives, whatever the wall clock does."""
-        wall, monotonic = self._began
-        return wall + (self.clock.monotonic() - monotonic)
-
-    def advance(self) -> None:
-        """Let happen what is due."""
-        self.state.advance(self.time())
-        self._changed(self.journal.next - 1)
-
-    def due(self) -> float | None:
-        """When something happens by itself next, in the clock's monotonic time."""
-        due = self.state.due
-        times = [] if due is None else [self.clock.monotonic() + (due - self.time())]
-        times += [self._waits[0][0]] if self._waits else []
-        return min(times, default=None)
-
-    def hurry(self) -> None:
-        """Something was noted that nobody may wait for."""
-        self._soon(self.clock.monotonic())
-
-    def wake_at(self, until: float, reader: Reader) -> None:
-        """This reader waits no longer than that."""
-        if len(self._waits) > 2 * self.limits.readers:
-            self._waits = sorted(wait for wait in self._waits if wait[2].task is not None)
-        heappush(self._waits, (until, id(reader), reader))
-        self._soon(until)
-
-    async def tick(self) -> None:
-        """Let happen what is due, for those who wait. Cancelled: as far as it came."""
-        now = self.clock.monotonic()
-        while self._waits and self._waits[0][0] <= now:
-            _, _, reader = heappop(self._waits)
-            if (line := self.lines.get(reader.group)) is not None:
-                line.leave(reader)
-            reader.wake()
-        await self.fresh()
-        await self.barrier()
 
     # What is shown
 
@@ -333,10 +204,3 @@ class Topic:
             "dlq": len(queue.dead),
         }  # fmt: skip
 
-
-def refusal(e: StoreError) -> Refused:
-    """What the store said, as the tree says it."""
-    if isinstance(e, Conflict):
-        says = "another process wrote to this topic; what it wrote counts, try again"
-        return Refused(503, says, retry_after=1)
-    return Refused(e.code, str(e), retry_after=1 if e.code in (503, 507) else None)

@@ -12,22 +12,25 @@ of the write counts.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Final, NamedTuple
 
 from warren.servers.mailbox.records import Message
-from warren.tree import Duration, Refused, split
+from warren.tree import Refused, split
+from warren.tree.headers import duration, head, number, text, word
+from warren.tree.headers import options as said
 from warren.tree.report import pairs
 
-HEAD: Final = 4096
 BATCH: Final = 32
 BATCH_BYTES: Final = 512 << 10
 LEASE_LEAST, LEASE_MOST = 0.25, 12 * 3600.0
-LONGEST: Final = 400 * 86400.0
-_WORD: Final = 200
+_UNSAID: Final = b"0:0:0:"
+_SIMPLE: Final = re.compile(
+    rb"(?:batch=(\d{1,2}) )?(?:idem=([\w.:/-]{1,200}) )?(?:key=([\w.:/-]{1,200}) )?len=(\d{1,7})\n\n"
+)
 _ID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _LEASE: Final = re.compile(r"[0-9a-f]{24}")
 _LEVELS: Final = ("explicit", "auto", "none")
@@ -49,11 +52,11 @@ class Draft(NamedTuple):
 
     def payload(self) -> bytes:
         """What must be the same where the idempotency key is."""
-        digest = hashlib.blake2b(digest_size=16)
-        for word in (self.key, self.corr, self.type):
-            digest.update(f"{len(word)}:{word}".encode())
-        digest.update(self.body)
-        return digest.digest()
+        body, _, _, _, key, corr, type, _, _ = self
+        words = _UNSAID
+        if key or corr or type:
+            words = "".join([f"{len(word)}:{word}" for word in (key, corr, type)]).encode()
+        return blake2b(words + body, digest_size=16).digest()
 
 
 class Options(NamedTuple):
@@ -77,28 +80,6 @@ class Answer(NamedTuple):
 # Values
 
 
-def number(name: str, word: str, least: int, most: int) -> int:
-    if not (word.isascii() and word.isdigit() and len(word) < 16 and least <= int(word) <= most):
-        raise Refused(400, f"{name} is a number from {least} to {most}, not {word[:32]!r}")
-    return int(word)
-
-
-def duration(name: str, word: str, least: float = 0.0, most: float = LONGEST) -> float:
-    try:
-        value = float(Duration.parse(word))
-    except (ValueError, KeyError):
-        raise Refused(400, f"{name} is a duration such as 250ms, 30s or 5m, not {word[:32]!r}") from None
-    if not least <= value <= most:
-        raise Refused(400, f"{name} is from {least:g} to {most:g} seconds, not {word[:32]!r}")
-    return value
-
-
-def word(name: str, value: str) -> str:
-    if not value or len(value) > _WORD or not value.isprintable():
-        raise Refused(400, f"{name} is a word of 1 to {_WORD} printable characters")
-    return value
-
-
 def identity(value: str) -> str:
     """An id as it was given out."""
     if _ID.fullmatch(value) is None:
@@ -106,42 +87,11 @@ def identity(value: str) -> str:
     return value
 
 
-def _text(data: bytes, what: str) -> str:
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as e:
-        raise Refused(400, f"byte {e.start} of the {what} is not UTF-8") from None
-    if "\0" in text:
-        raise Refused(400, f"a NUL byte is in the {what}")
-    return text
-
-
-def _keyed(words: Sequence[str], known: Sequence[str], what: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for each in words:
-        name, eq, value = each.partition("=")
-        if not eq or name not in known:
-            raise Refused(400, f"{each[:40]!r} is no {what}; there are {', '.join(f'{k}=' for k in known)}")
-        if name in found:
-            raise Refused(400, f"{name} is given twice")
-        found[name] = value
-    return found
-
-
 # Sending
 
 
 def _head(data: bytes, at: int) -> tuple[dict[str, str], int] | None:
-    """The headers that begin at AT, and where the body does; None if there is more to come."""
-    if data[at : at + 1] == b"\n":
-        return {}, at + 1
-    end = data.find(b"\n\n", at, at + HEAD + 2)
-    if end < 0:
-        if len(data) - at > HEAD:
-            raise Refused(400, f"no empty line ends the headers within {HEAD} bytes")
-        return None
-    lines = _text(data[at:end], "headers").split("\n")
-    return _keyed([w for line in lines for w in split(line.rstrip("\r"))], _HEADERS, "header"), end + 2
+    return head(data, at, _HEADERS)
 
 
 def _draft(named: Mapping[str, str], body: bytes, whole: bool) -> Draft:
@@ -178,6 +128,27 @@ class Parcel:
             if at > len(data) and nth + 1 < count:
                 return None
         return at
+
+    def simple(self, data: bytes) -> list[Draft] | None:
+        """The messages in it, if all of it is here and said in the plainest words; None looks closer."""
+        drafts: list[Draft] = []
+        at, count, size, end, most = 0, 1, 0, len(data), self.most
+        while (found := _SIMPLE.match(data, at)) is not None:
+            batch, idem, key, length = found.groups()
+            if batch is not None:
+                count, most = int(batch), BATCH_BYTES
+                if drafts or not 0 < count <= BATCH:
+                    return None
+            begins = found.end()
+            at = begins + int(length)
+            size += at - begins
+            if at > end or size > most:
+                return None
+            named, ordered = idem.decode() if idem else "", key.decode() if key else ""
+            drafts.append(Draft(data[begins:at], 0, 0.0, 0.0, ordered, "", "", named))
+            if len(drafts) == count:
+                return drafts if at == end else None
+        return None
 
     def open(self, data: bytes, declared: bool) -> list[Draft]:
         """The messages in it, or a refusal."""
@@ -232,10 +203,7 @@ def shown(message: Message, values: Mapping[str, object]) -> bytes:
 
 def options(data: bytes) -> Options:
     """What was written to `recv` before it is read."""
-    if len(data) > HEAD:
-        raise Refused(413, f"options are at most {HEAD} bytes")
-    words = [w for line in _text(data, "options").split("\n") for w in split(line)]
-    named = _keyed(words, ("max", "vis", "wait", "ack"), "option")
+    named = said(data, ("max", "vis", "wait", "ack"))
     if named.get("ack", "explicit") not in _LEVELS:
         raise Refused(400, f"ack is one of {'|'.join(_LEVELS)}")
     return Options(
@@ -251,7 +219,7 @@ def answers(data: bytes) -> list[Answer]:
     if len(data) > 64 << 10:
         raise Refused(413, "one write answers at most 64 KiB of lines")
     found = []
-    lines = _text(data, "text").split("\n")
+    lines = text(data, "text").split("\n")
     for nth, line in enumerate(lines, 1):
         try:
             if words := split(line.rstrip("\r")):
@@ -285,7 +253,7 @@ def _answer(words: list[str]) -> Answer:
 
 def place(data: bytes, now: float) -> tuple[int | None, float | None]:
     """From which message or which time on a subscriber wants to read."""
-    words = _text(data, "text").split()
+    words = text(data, "text").split()
     if len(words) == 2 and words[0] == "since":
         return None, now - duration("since", words[1])
     if len(words) == 2 and words[0] == "from":

@@ -9,22 +9,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable
-from errno import EINTR, EISDIR
-from typing import Final
+from errno import EINTR
 
-import trio
 from warren.servers.task import moving, working
 from warren.servers.task.queue import Reader, Taken, TaskQueue
-from warren.servers.task.words import HEAD, WORD, Draft, Options, declared, draft, options, word
+from warren.servers.task.words import Draft, Options, declared, draft, options
+from warren.store import Kept
 from warren.tree import (
     Blob,
-    Bytes,
     Caller,
     Changes,
     Ctl,
-    Dir,
     Duration,
     Handle,
     Maybe,
@@ -35,25 +31,18 @@ from warren.tree import (
     Text,
     verb,
 )
+from warren.tree.headers import HEAD, word
 from warren.tree.node import STREAM
+from warren.tree.once import Once
 from warren.tree.report import attributes, pairs
 from warren.tree.words import BlobHandle, SinkHandle
 
-NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,63}")
 
-
-def named(name: str) -> str:
-    """A name for a queue, or the refusal."""
-    if NAME.fullmatch(name) is None:
-        raise Refused(400, f"{name[:80]!r} is no name: 1 to 64 letters, digits and _ . -, no dot in front")
-    return name
-
-
-class QueueDir(Dir):
+class QueueDir(Kept):
     """A queue."""
 
     def __init__(self, queue: TaskQueue) -> None:
-        self.queue = queue
+        self.queue = self.ledger = queue
         super().__init__(
             {
                 "enq": Enq(queue),
@@ -159,56 +148,20 @@ class Lease(Node):
         """As for ctl: what a shell's redirection sends is harmless."""
 
 
-class LeaseHandle(Handle):
-    """One task. A read at 0 goes on where the last one ended, since kernels keep no offsets for streams. Any
-    other counts from that of the first read: options written before have moved the position."""
-
-    record = True
-    parks = True
-    tells = True
+class LeaseHandle(Once):
+    """One task."""
 
     def __init__(self, queue: TaskQueue, caller: Caller) -> None:
+        super().__init__()
         self.queue, self.caller = queue, caller
         self.options = Options()
         self.taken: Taken | None = None
-        self.data: bytes | None = None
-        self.given = 0
-        self.origin = 0
-        self.began = self.gone = self._taking = False
-        self._others = trio.lowlevel.ParkingLot()
+        self.gone = False
 
-    def write(self, offset: int, data: Bytes) -> Maybe[int]:
-        if self.began:
-            raise Refused(409, "this open was read already; options come before the first read")
-        self.options = options(bytes(data))
-        return len(data)
+    def _told(self, data: bytes) -> None:
+        self.options = options(data)
 
-    def read(self, offset: int, count: int) -> Maybe[Bytes]:
-        if not self.began:
-            self.began, self.origin = True, offset
-        return self._take(offset, count) if self.data is None else self._piece(offset, count)
-
-    def _piece(self, offset: int, count: int) -> bytes:
-        assert self.data is not None
-        at = offset - self.origin if offset > self.origin else self.given
-        piece = self.data[at : at + count]
-        self.given = max(self.given, min(at + len(piece), len(self.data)))
-        return piece
-
-    async def _take(self, offset: int, count: int) -> bytes:
-        while self.data is None:
-            if self._taking:
-                await self._others.park()
-                continue
-            self._taking = True
-            try:
-                self.data = await self._task()
-            finally:
-                self._taking = False
-                self._others.unpark_all()
-        return self._piece(offset, count)  # no checkpoint since it was taken
-
-    async def _task(self) -> bytes:
+    async def _wanted(self) -> bytes:
         """Wait for one. Cancelled: nothing was taken. What came too late for a closed file goes back."""
         wanted = Reader(self.caller.subject, self.options.term, self.options.wait)
         taken = await working.take(self.queue, wanted)
@@ -225,7 +178,7 @@ class LeaseHandle(Handle):
         """Give back what was not read to its end."""
         self.gone = True
         taken, self.taken = self.taken, None
-        if taken is None or self.data is None or self.given >= len(self.data):
+        if taken is None or self.data is None or self.read_whole:
             return None
         batch = working.release(self.queue, taken)
         if batch is None:
@@ -296,12 +249,3 @@ class QueueCtl(Ctl):
         if not wanted:
             raise Refused(400, "say what to set, such as lease=1m; the file settings shows how it stands")
         await working.change(self.queue, wanted)
-
-
-def directory(wanted: bool | None) -> None:
-    """Refuse to unlink a queue as if it were a file."""
-    if wanted is False:
-        raise Refused(400, "a queue is a directory", errno=EISDIR)
-
-
-__all__ = ["NAME", "WORD", "QueueDir", "directory", "named"]

@@ -22,14 +22,14 @@ from typing import Final
 import msgspec
 import trio
 from warren.servers.task.places import BLOCKED, DEAD, DELAYED, LEASED, READY
-from warren.servers.task.queue import TaskQueue, refusal
+from warren.servers.task.queue import TaskQueue
 from warren.servers.task.records import Drain, End, Made, Record, Resume, Snapshot, read, shown, unpack
 from warren.servers.task.settings import checked
 from warren.servers.task.state import State
-from warren.servers.task.words import WORD
 from warren.servers.task.working import RESULT, longest
 from warren.store import StoreError
 from warren.tree import Cursor, Ended, Refused, WouldBlock
+from warren.tree.headers import WORD
 from warren.tree.report import pairs
 
 RESTORE: Final = 64 << 20
@@ -257,14 +257,14 @@ class Log(Cursor):
         try:
             record = self.queue.store.first_after_nowait(self.queue.key, self.at)
         except StoreError as e:
-            raise refusal(e) from e
+            raise self.queue.refusal(e) from e
         return self._record(record.seq, record.data)
 
     async def next(self) -> bytes:
         try:
             record = await self.queue.store.first_after(self.queue.key, self.at)
         except StoreError as e:
-            raise refusal(e) from e
+            raise self.queue.refusal(e) from e
         return self._record(record.seq, record.data)
 
     def _record(self, seq: int, data: bytes) -> bytes:

@@ -1,15 +1,4 @@
-"""One queue at work: its state, its log, its time, and who waits for a task.
-
-A decision is made on the state as it will be once everything noted before is written: state first, log behind
-it, answer last. Since the log keeps that order, an answer never rests on something that can be lost. If the
-store refuses a record, the state is read again from the log, and who was not answered is refused.
-
-    state = await queue.fresh()        as of now; from here to `do` nothing may wait
-    batch = queue.do(record)           decided
-    await queue.settle(batch)          durable
-
-Another process may own the same queue at another time, or by mistake at the same time: each append is fenced,
-so one of two is refused (503), reads what the other wrote, and goes on from there.
+"""One queue at work: a ledger, and who waits for a task of it.
 
 The log is kept short by snapshots: after so many records the whole state is written behind them, the store's
 table points there, and what lies before is forgotten. Whoever follows the log and lost records by that finds
@@ -24,15 +13,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import Final, NamedTuple
 
-import msgspec
 import trio
 from warren.servers.task.places import DEAD, DELAYED, LEASED, Task
 from warren.servers.task.records import End, Made, Record, pack, unpack
 from warren.servers.task.state import COUNTED, State
-from warren.store import Batch, Conflict, Journal, NotFound, Store, StoreError
+from warren.store import Batch, Ledger, NotFound, Store
+from warren.store import Reader as Waiting
 from warren.tree import Refused, Ring
 from warren.tree.ports import Clock
-from warren.tree.report import Events
 
 EVERY: Final = 4096
 
@@ -60,22 +48,15 @@ class Taken(NamedTuple):
     batch: Batch
 
 
-class Reader:
+class Reader(Waiting):
     """One open of `lease` that is being read."""
 
-    __slots__ = ("error", "subject", "taken", "task", "term", "wait")
+    __slots__ = ("taken", "term", "wait")
 
     def __init__(self, subject: str, term: float | None = None, wait: float | None = None) -> None:
-        self.subject, self.term, self.wait = subject, term, wait
+        super().__init__(subject)
+        self.term, self.wait = term, wait
         self.taken: Taken | None = None
-        self.error: Refused | None = None
-        self.task: trio.lowlevel.Task | None = None
-
-    def wake(self) -> None:
-        """There is something for it, or nothing will come."""
-        task, self.task = self.task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
 
 
 class Pressure(Ring):
@@ -86,74 +67,24 @@ class Pressure(Ring):
         self.append(f"seq={self.seq + 1} ts={now:.3f} {words}\n".encode())
 
 
-class TaskQueue:
+class TaskQueue(Ledger[State, Record, Reader]):
     """One queue. What waits raises Refused, and 503 when the store does not answer."""
+
+    noun = "queue"
 
     def __init__(
         self, name: str, under: str, store: Store, clock: Clock, limits: Limits, chance: Random,
         soon: Callable[[float], None], used: Callable[[], int],
     ) -> None:  # fmt: skip
-        self.name, self.key = name, f"{under}/{name}"
-        self.store, self.clock, self.limits, self.chance = store, clock, limits, chance
-        self.journal = Journal(store, self.key, self._written, self._lost)
-        self.events = Events(self.time)
+        super().__init__(name, under, store, clock, State(), soon)
+        self.limits, self.chance = limits, chance
         self.pressure = Pressure(256)
-        self.state = State()
-        self.revision = 0
-        self.base = 0  # the record behind which replay begins
-        self.stale = True  # the state is not that of the log
-        self.gone = False
         self.readers: deque[Reader] = deque()
         self.used = used
         self.lease: Callable[[Reader, Task], None] = lambda reader, task: None
-        self._tidied, self._tidying = 0, False
-        self._soon = soon
-        self._loading = trio.Lock()
-        self._waits: list[tuple[float, Reader]] = []
-        self._news: deque[tuple[int, str, dict[str, object]]] = deque()
-        self._began = (0.0, 0.0)
-        self._serving = False
+        self._former = 0  # the generation of the queue that had this name before
 
-    # The log
-
-    async def fresh(self) -> State:
-        """The state, as of now. Cancelled: no effect."""
-        if self.stale:
-            async with self._loading:
-                if self.stale:
-                    await self._load()
-        if self.gone:
-            raise Refused(404, "the queue was removed")
-        self.advance()
-        return self.state
-
-    async def _load(self) -> None:
-        """Read the log. Cancelled: it is still to be read."""
-        try:
-            await self.journal.flush()
-        except StoreError:
-            pass  # whoever decided that is told
-        try:
-            entry = await self.store.get(self.key)
-            start = int(entry.value)
-            last = await self.store.last(self.key)
-            state = await self._replay(start, last)
-            former = 0 if state.generation else await self._former(start)
-        except NotFound:
-            self.end()
-            return
-        except StoreError as e:
-            raise refusal(e) from e
-        except (msgspec.MsgspecError, LookupError, ValueError) as e:
-            raise Refused(422, f"the log of {self.name} cannot be read: {type(e).__name__}: {e}") from e
-        self.state, self.revision, self.base = state, entry.revision, start
-        self._began = (max(self.clock.now(), state.t), self.clock.monotonic())
-        self.journal.begin(last)
-        self.stale = False
-        if state.ended:
-            self.end()
-        elif not state.generation:
-            await self.settle(self.do(Made(self.time(), self.newer(former))))
+    # As a ledger
 
     async def _replay(self, start: int, last: int) -> State:
         state, at = State(), start
@@ -162,9 +93,11 @@ class TaskQueue:
             at = found.seq
             state.apply(unpack(found.data))
         state.news.clear()
+        if not state.generation:
+            self._former = await self._before(start)
         return state
 
-    async def _former(self, start: int) -> int:
+    async def _before(self, start: int) -> int:
         """The generation of the queue that had this name before."""
         if not start:
             return 0
@@ -173,6 +106,37 @@ class TaskQueue:
         except NotFound:
             return 0
         return record.generation if isinstance(record, End) else 0
+
+    async def _loaded(self, start: int) -> None:
+        if not self.state.generation:
+            await self.settle(self.do(Made(self.time(), self.newer(self._former))))
+
+    def _note(self, record: Record, seq: int) -> Batch:
+        self.state.apply(record)
+        return self.journal.add(pack(record))
+
+    def _serve(self) -> None:
+        state = self.state
+        while self.readers and state.whole and not state.drained and (task := state.first()) is not None:
+            reader = self.readers.popleft()
+            self.lease(reader, task)
+            reader.wake()
+
+    def _say(self, kind: str, said: dict[str, object]) -> None:
+        if kind == "pressure":
+            self.pressure.tell(self.time(), said)
+        else:
+            super()._say(kind, said)
+
+    def _leave(self, reader: Reader) -> None:
+        if reader in self.readers:
+            self.readers.remove(reader)
+
+    def _shut(self, error: Refused) -> None:
+        while self.readers:
+            reader = self.readers.popleft()
+            reader.error = error
+            reader.wake()
 
     @property
     def generation(self) -> int:
@@ -183,79 +147,11 @@ class TaskQueue:
         """A generation that is greater, and greater than any that began in this log before."""
         return max(generation + 1, self.journal.next)
 
-    def end(self) -> None:
-        """The queue is no more."""
-        self.gone, self.stale = True, False
-        while self.readers:
-            reader = self.readers.popleft()
-            reader.error = Refused(404, "the queue was removed")
-            reader.wake()
-
-    def do(self, record: Record) -> Batch:
-        """What RECORD says is so from here on, once the batch is settled."""
-        seq = self.journal.next
-        try:
-            self.state.apply(record)
-        except BaseException:
-            self._lost()
-            raise
-        batch = self.journal.add(pack(record))
-        self._changed(seq)
-        return batch
-
-    async def settle(self, batch: Batch) -> None:
-        """Wait until a decision is durable. Cancelled: not before."""
-        try:
-            await self.journal.settle(batch)
-        except StoreError as e:
-            raise refusal(e) from e
-        if not self._tidying and self.journal.last - max(self.base, self._tidied) > self._enough:
-            with trio.CancelScope(shield=True):
-                await self._tidy()
-
-    async def barrier(self) -> None:
-        """Wait until all that was decided is durable. Cancelled: not before."""
-        try:
-            await self.journal.flush()
-        except StoreError as e:
-            raise refusal(e) from e
-
-    def _written(self, batch: Batch) -> None:
-        self._announce()
-
-    def _lost(self) -> None:
-        """What was decided last is not in the log: the state is worth nothing."""
-        self.stale = True
-        self._news.clear()
-        self.hurry()
-
-    def _changed(self, seq: int) -> None:
-        """The state is another one: tell who should know, and serve who waits."""
-        if self.state.news:
-            self._news += [(seq, kind, said) for kind, said in self.state.news]
-            self.state.news.clear()
-            self._announce()
-        if not self._serving and self.state.whole:
-            self._serving = True
-            try:
-                while self.readers and not self.state.drained and (task := self.state.first()) is not None:
-                    reader = self.readers.popleft()
-                    self.lease(reader, task)
-                    reader.wake()
-            finally:
-                self._serving = False
-        if (due := self.due()) is not None:
-            self._soon(due)
-
-    def _announce(self) -> None:
-        while self._news and self._news[0][0] <= self.journal.last:
-            _, kind, said = self._news.popleft()
-            if kind == "pressure":
-                self.pressure.tell(self.time(), said)
-            else:
-                self.events.tell(kind, **said)
-
     # Snapshots
+
+    def wants_tidying(self) -> bool:
+        since = self.journal.last - max(self.base, self.tidied)
+        return since > self.limits.every and not self.tidying and since > self._enough
 
     @property
     def _enough(self) -> int:
@@ -263,60 +159,19 @@ class TaskQueue:
         parts = len(state.tasks) + len(state.effects) + len(state.finished)
         return max(self.limits.every, self.limits.growth * parts)
 
-    async def _tidy(self) -> None:
-        """Write a snapshot and forget what lies before. A failure is an event, nobody's error."""
-        self._tidying = True
-        try:
-            state = await self.fresh()
-            first = self.journal.next
-            for record in state.dump():
-                batch = self.journal.add(pack(record))
-            await self.journal.settle(batch)
-            start = first - 1
-            self.revision = await self.store.put(self.key, b"%d" % start, expect=self.revision)
-            self.base = start
-            await self.store.trim(self.key, through=start)
-        except (StoreError, Refused) as e:
-            self.events.tell("tidy_failed", why=str(e))
-            self.stale = self.stale or isinstance(e, Conflict)
-        finally:
-            self._tidied = self.journal.last
-            self._tidying = False
+    async def _shorten(self) -> None:
+        """Write a snapshot and forget what lies before."""
+        state = await self.fresh()
+        first = self.journal.next
+        for record in state.dump():
+            batch = self.journal.add(pack(record))
+        await self.journal.settle(batch)
+        start = first - 1
+        self.revision = await self.store.put(self.key, b"%d" % start, expect=self.revision)
+        self.base = start
+        await self.store.trim(self.key, through=start)
 
-    # Time
-
-    def time(self) -> float:
-        """Seconds since the epoch. They never go back while the queue lives, whatever the wall clock does."""
-        wall, monotonic = self._began
-        return wall + (self.clock.monotonic() - monotonic)
-
-    def advance(self) -> None:
-        """Let happen what is due."""
-        self.state.advance(self.time())
-        self._changed(self.journal.next - 1)
-
-    def due(self) -> float | None:
-        """When something happens by itself next, in the clock's monotonic time."""
-        due = self.state.due
-        times = [] if due is None else [self.clock.monotonic() + (due - self.time())]
-        times += [until for until, _ in self._waits]
-        return min(times, default=None)
-
-    def hurry(self) -> None:
-        """Something was noted that nobody may wait for."""
-        self._soon(self.clock.monotonic())
-
-    async def tick(self) -> None:
-        """Let happen what is due, for those who wait. Cancelled: as far as it came."""
-        now = self.clock.monotonic()
-        over = [reader for until, reader in self._waits if until <= now]
-        self._waits = [wait for wait in self._waits if wait[0] > now]
-        for reader in over:
-            if reader in self.readers:
-                self.readers.remove(reader)
-                reader.wake()
-        await self.fresh()
-        await self.barrier()
+    # Waiting
 
     async def wait(self, reader: Reader) -> None:
         """Wait for a task, as long as the reader wants. Cancelled: it waits no more and was given nothing."""
@@ -324,21 +179,15 @@ class TaskQueue:
             raise Refused(429, f"{self.limits.readers} readers wait here, the limit", retry_after=1)
         reader.task = trio.lowlevel.current_task()
         self.readers.append(reader)
-        until = None if reader.wait is None else self.clock.monotonic() + reader.wait
-        if until is not None:
-            self._waits.append((until, reader))
-            self._soon(until)
+        if reader.wait is not None:
+            self.wake_at(self.clock.monotonic() + reader.wait, reader)
 
         def abort(_: object) -> trio.lowlevel.Abort:
             reader.task = None
-            self.readers.remove(reader)
+            self._leave(reader)
             return trio.lowlevel.Abort.SUCCEEDED
 
-        try:
-            await trio.lowlevel.wait_task_rescheduled(abort)
-        finally:
-            if until is not None:
-                self._waits = [wait for wait in self._waits if wait[1] is not reader]
+        await trio.lowlevel.wait_task_rescheduled(abort)
 
     # What is shown
 
@@ -369,11 +218,3 @@ class TaskQueue:
         if self.used() + size > self.limits.bytes:
             return f"all queues together hold {self.limits.bytes} bytes, the limit"
         return ""
-
-
-def refusal(e: StoreError) -> Refused:
-    """What the store said, as the tree says it."""
-    if isinstance(e, Conflict):
-        says = "another process wrote to this queue; what it wrote counts, try again"
-        return Refused(503, says, retry_after=1)
-    return Refused(e.code, str(e), retry_after=1 if e.code in (503, 507) else None)

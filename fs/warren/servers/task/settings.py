@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import msgspec
 from warren.servers.task.records import Settings
-from warren.servers.task.words import ATTEMPTS, LEASE_LEAST, LEASE_MOST, LONGEST, within
+from warren.servers.task.words import ATTEMPTS, LEASE_LEAST, LEASE_MOST, within
 from warren.tree import Refused
+from warren.tree.headers import LONGEST
 
 BOUNDS = {
     "lease": (LEASE_LEAST, LEASE_MOST),

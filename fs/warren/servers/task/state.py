@@ -132,10 +132,12 @@ class State:
                 self.ended = True
         self._press()
 
-    def advance(self, t: float) -> None:
-        """Let happen what is due until then. A drained queue stands still: it stays what was given."""
+    def advance(self, t: float) -> bool:
+        """Let happen what is due until then; whether anything was. A drained queue stands still: it stays
+        what was given."""
         if self.drained:
-            return
+            return False
+        due = self.due
         for when, task in self.places.ending(t):
             self._end(when, task)
         while self._windows and self._windows[0][0] <= t:
@@ -144,6 +146,7 @@ class State:
             if known is not None and known.until == until:
                 self._forget(name)
         self.t = max(self.t, t)
+        return due is not None and due <= t
 
     def _end(self, when: float, task: Task) -> None:
         """A delay or a lease is over."""

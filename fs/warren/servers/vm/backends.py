@@ -102,7 +102,7 @@ class Backends:
 
 def usual(known: Path | None = None) -> list[Backend]:
     """Those of this package. KNOWN is a file that says what was found of accelerators before."""
-    from warren.boot.accel import Accelerators
+    from warren.boot.machines.accel import Accelerators
     from warren.servers.vm.firecracker import FirecrackerBackend
     from warren.servers.vm.libvirt import LibvirtBackend
     from warren.servers.vm.qemu import QemuBackend

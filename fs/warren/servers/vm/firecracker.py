@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Final, NoReturn
 
-from warren.boot.accel import Accelerators
+from warren.boot.machines.accel import Accelerators
 from warren.servers.vm.backend import Place, Running, Spec, Works
 from warren.tree import Refused
 

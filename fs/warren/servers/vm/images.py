@@ -1,6 +1,6 @@
 """What /vm needs of images: to have one that is built, and to know how it is run.
 
-    images = StoredImages(open)                      OPEN gives the store, as `warren.boot.image` has it
+    images = StoredImages(open)                      OPEN gives a store, as of `warren.boot.images.image`
     built = await images.find("standin", progress)   builds it first if that is needed; PROGRESS is told steps
 
 Which file is what differs from one kind of image to another, and so does what the guest understands: `KINDS`
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
 import trio
-from warren.boot.recipe import BadRecipe, chosen
+from warren.boot.machines.recipe import BadRecipe, chosen
 from warren.tree import Refused
 
 Progress = Callable[[str], None]

@@ -1,4 +1,4 @@
-"""The back end `libvirt`: the machines of `warren.boot.libvirt_machine`, as /vm wants them.
+"""The back end `libvirt`: the machines of `warren.boot.libvirt.machine`, as /vm wants them.
 
 libvirt's own driver for QEMU runs inside this process, so no daemon is needed, and nobody else sees the
 machines. It starts QEMU itself, so the place's prefix cannot go before QEMU's command line: limits are set on
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import trio
-from warren.boot.accel import Accelerators
-from warren.boot.libvirt import lacking
-from warren.boot.libvirt_driver import folder
-from warren.boot.libvirt_machine import Machine, Wanted
-from warren.boot.libvirt_xml import suitable
-from warren.boot.probe import PATIENCE, image
-from warren.boot.qemu import Drive
-from warren.boot.recipe import BadRecipe, Recipe, load
+from warren.boot.libvirt.driver import folder
+from warren.boot.libvirt.library import lacking
+from warren.boot.libvirt.machine import Machine, Wanted
+from warren.boot.libvirt.xml import suitable
+from warren.boot.machines.accel import Accelerators
+from warren.boot.machines.probe import PATIENCE, image
+from warren.boot.machines.qemu import Drive
+from warren.boot.machines.recipe import BadRecipe, Recipe, load
 from warren.servers.vm.backend import Ended, Place, Spec, Usage, Works
 from warren.servers.vm.qcow2 import make
 from warren.tree import Refused

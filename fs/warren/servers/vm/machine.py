@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
-from warren.boot.guest import Guest
+from warren.boot.machines.guest import Guest
 from warren.servers.vm.asked import Asked
 from warren.servers.vm.console import Console, History
 from warren.servers.vm.made import USUAL_MEM

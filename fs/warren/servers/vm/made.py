@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from warren.boot.guest import Guest
+from warren.boot.machines.guest import Guest
 from warren.servers.vm.backend import Spec
 from warren.servers.vm.limits import Bounds
 

@@ -1,4 +1,4 @@
-"""The back ends qemu-tcg and qemu-kvm: QEMU as a process of ours (see `warren.boot.qemu`).
+"""The back ends qemu-tcg and qemu-kvm: QEMU as a process of ours (see `warren.boot.machines.qemu`).
 
 A disk that may be written is an overlay in the place, over what it shows. Snapshots are QEMU's own, kept in a
 file of the place that is made with the first of them: memory, processors and overlays together.
@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import trio
-from warren.boot.accel import Accelerators
-from warren.boot.qemu import Boots, Drive, Qemu
-from warren.boot.qmp import Qmp
-from warren.boot.recipe import BadRecipe, Recipe, load
+from warren.boot.machines.accel import Accelerators
+from warren.boot.machines.qemu import Boots, Drive, Qemu
+from warren.boot.machines.qmp import Qmp
+from warren.boot.machines.recipe import BadRecipe, Recipe, load
 from warren.servers.vm.backend import Ended, Place, Spec, Usage, Works
 from warren.servers.vm.qcow2 import make
 from warren.tree import Refused

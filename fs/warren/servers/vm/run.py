@@ -18,7 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
-from warren.boot.guest import Guest
+from warren.boot.machines.guest import Guest
 from warren.servers.vm.backend import Ended, Place, Running, Usage
 from warren.servers.vm.lent import Lent
 from warren.servers.vm.limits import LOOK, Cage, disk_usage

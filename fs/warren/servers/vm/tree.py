@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from warren.boot.recipe import BadRecipe, Recipe, load
+from warren.boot.machines.recipe import BadRecipe, Recipe, load
 from warren.servers.vm.backend import Backend
 from warren.servers.vm.backends import Backends, usual
 from warren.servers.vm.ctl import MachineCtl

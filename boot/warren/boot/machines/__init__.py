@@ -1,0 +1,7 @@
+"""Machines under QEMU, and what they are given.
+
+    recipe           a kind of machine, from lib/*.toml
+    qemu qmp         one that runs, and how it is told
+    guest            the tree that its guest finds on its channel
+    accel probe      whether an accelerator works here: a tiny image says
+"""

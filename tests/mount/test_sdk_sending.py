@@ -1,0 +1,258 @@
+"""What is sent at the same time goes together, and each message is answered as if it were alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+from warren.mount.sdk import Node, Sent, node
+from warren.mount.sdk.wire import KEPT
+from warren.servers.mailbox.writing import ParcelHandle
+from warren.traces.audit import AuditMemory
+from warren.tree import Bytes, Maybe
+
+from tests.mount.nodes import QUICK, Cut, Line, serving
+from tests.servers.reach import attributes_of
+
+T = "/mailbox/t"
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Every write to a `send.h`, as the server has it."""
+    seen: list[bytes] = []
+    true = ParcelHandle.write
+
+    def write(handle: ParcelHandle, offset: int, data: Bytes) -> Maybe[int]:
+        seen.append(bytes(data))
+        return true(handle, offset, data)
+
+    monkeypatch.setattr(ParcelHandle, "write", write)
+    return seen
+
+
+async def stats(n: Node) -> dict[str, str]:
+    return attributes_of(await n.read(f"{T}/stats"))
+
+
+async def bodies(n: Node, many: int) -> list[bytes]:
+    """The next so many, in the order in which they are handed out."""
+    found: list[bytes] = []
+    async with n.mailbox("t").receive() as messages:
+        async for message in messages:
+            found.append(message.body)
+            if len(found) == many:
+                return found
+    raise AssertionError("the loop ended")
+
+
+async def together(sends: Sequence[Awaitable[Sent]]) -> list[Sent | OSError]:
+    """What became of each of what is sent at the same time, begun in that order."""
+    got: list[Sent | OSError | None] = [None] * len(sends)
+
+    async def one(n: int, send: Awaitable[Sent]) -> None:
+        try:
+            got[n] = await send
+        except OSError as e:
+            got[n] = e
+
+    async with trio.open_nursery() as nursery:
+        for n, send in enumerate(sends):
+            await nursery.start(_begun, one, n, send)
+    return [each for each in got if each is not None]
+
+
+async def _begun(one: object, n: int, send: Awaitable[Sent], task_status: trio.TaskStatus[None]) -> None:
+    task_status.started()
+    await one(n, send)  # type: ignore[operator]
+
+
+async def test_what_is_sent_at_once_shares_writes_and_each_has_its_own_answer(
+    tmp_path: Path, autojump_clock: MockClock, written: list[bytes]
+) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        topic = n.mailbox("t")
+        await topic.make()
+        got: dict[int, Sent] = {}
+
+        async def send(k: int) -> None:
+            got[k] = await topic.send(b"%d" % k)
+
+        async with trio.open_nursery() as nursery:
+            for k in range(200):
+                nursery.start_soon(send, k)
+        assert 200 / 32 <= len(written) <= 12
+        assert sum(parcel.count(b"idem=") for parcel in written) == 200
+        assert sorted(sent.seq for sent in got.values()) == list(range(1, 201))
+        assert len({sent.id for sent in got.values()}) == 200
+        assert not any(sent.dup for sent in got.values())
+        order = sorted(got, key=lambda k: got[k].seq)
+        assert await bodies(n, 200) == [b"%d" % k for k in order]
+
+
+async def test_one_that_sends_alone_waits_for_nobody_and_opens_the_file_once(
+    tmp_path: Path, written: list[bytes]
+) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        await n.mailbox("t").make()
+        for k in range(5):
+            assert (await n.mailbox("t").send(b"x")).seq == k + 1
+        assert len(written) == 5
+        assert not any(parcel.startswith(b"batch=") for parcel in written)
+        audit = there.export.audit
+        assert isinstance(audit, AuditMemory)
+        ops = [line.op for line in audit.lines if line.path == f"{T}/send.h"]
+        assert ops == ["open", "open"]  # its intent and its outcome
+
+
+async def test_a_bad_message_fails_alone(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        topic = n.mailbox("t")
+        await topic.make()
+        await topic.send(b"taken", idem="k")
+        sends = [topic.send(b"%d" % k) for k in range(20)]
+        others = [topic.send(b"other", idem="k"), topic.send(b"taken", idem="k"), topic.send(b"y", ttl=1e-5)]
+        sends[7:7] = others
+        got = await together(sends)
+        bad = {k: each for k, each in enumerate(got) if isinstance(each, OSError)}
+        assert [(k, type(e).__name__) for k, e in bad.items()] == [(7, "FileExistsError"), (9, "OSError")]
+        assert "idem=k" in bad[7].__notes__
+        assert "400 " in str(bad[9])
+        good = [each for each in got if not isinstance(each, OSError)]
+        assert [each.dup for each in good] == [k == 7 for k in range(21)]
+        assert (await stats(n))["sent"] == "21"
+
+
+async def test_messages_of_one_key_come_in_the_order_of_the_calls(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        topic = n.mailbox("t")
+        await topic.make()
+        # Room for a few only, so that batches are refused and taken apart; somebody makes room meanwhile.
+        await n.write(f"{T}/ctl", b"set count=5")
+        seen: list[bytes] = []
+
+        async def drain() -> None:
+            async with topic.receive() as messages:
+                async for message in messages:
+                    seen.append(message.body)
+                    if len(seen) == 90:
+                        break
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drain)
+            words = [f"{key}{k:02}" for k in range(30) for key in "abc"]
+            got = await together([topic.send(word.encode(), key=word[0]) for word in words])
+        assert not [each for each in got if isinstance(each, OSError)]
+        for key in (b"a", b"b", b"c"):
+            mine = [body for body in seen if body.startswith(key)]
+            assert mine == [b"%s%02d" % (key, k) for k in range(30)]
+
+
+async def test_large_messages_go_in_batches_that_a_topic_takes(
+    tmp_path: Path, autojump_clock: MockClock, written: list[bytes]
+) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        topic = n.mailbox("t")
+        await topic.make()
+        sizes = [200_000, 200_000, 200_000, 700_000, 1, 512 << 10, 512 << 10, 0]
+        large = [os.urandom(size) for size in sizes]
+        got = await together([topic.send(body) for body in large])
+        assert not [each for each in got if isinstance(each, OSError)]
+        assert sorted(await bodies(n, len(large))) == sorted(large)
+
+
+async def test_a_cancelled_caller_harms_no_other(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        topic = n.mailbox("t")
+        await topic.make()
+        got: list[int] = []
+
+        async def send(k: int, scope: trio.CancelScope) -> None:
+            with scope:
+                await topic.send(b"%d" % k)
+                got.append(k)
+
+        async with trio.open_nursery() as nursery:
+            scopes = [trio.CancelScope() for _ in range(100)]
+            for k, scope in enumerate(scopes):
+                nursery.start_soon(send, k, scope)
+            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint()
+            for scope in scopes[::2]:
+                scope.cancel()
+        assert set(got) >= set(range(1, 100, 2))
+        assert int((await stats(n))["sent"]) >= len(got)
+
+
+async def test_leaving_the_node_tells_those_who_still_wait(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with serving(tmp_path) as there:
+        outcome: list[str] = []
+        async with trio.open_nursery() as nursery:
+            async with node(there.address) as n:
+                topic = n.mailbox("t")
+                await topic.make()
+                await n.write(f"{T}/ctl", b"set count=1")
+                await topic.send(b"full now")
+
+                async def send() -> None:
+                    try:
+                        await topic.send(b"x", key="k")
+                    except ConnectionResetError as e:
+                        outcome.append(str(e))
+
+                for _ in range(50):
+                    nursery.start_soon(send)
+                await wait_all_tasks_blocked()
+        assert len(outcome) == 50
+        assert all("the node was left" in each for each in outcome)
+
+
+async def test_a_topic_that_was_made_again_is_found_again(tmp_path: Path) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        for _ in range(3):
+            await n.mailbox("t").make()
+            assert (await n.mailbox("t").send(b"x")).seq == 1
+            await n.write(f"{T}/ctl", b"purge")
+            await n.files.remove(T)
+        with pytest.raises(FileNotFoundError):
+            await n.mailbox("t").send(b"x")
+
+
+async def test_files_are_not_kept_open_for_ever(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        for k in range(KEPT + 20):
+            await n.mailbox(f"t{k}").make()
+            await n.mailbox(f"t{k}").send(b"x")
+        await wait_all_tasks_blocked()
+        assert there.export.statistics()["fids"] <= KEPT + 2
+
+
+async def test_together_they_are_sent_once_wherever_the_line_is_cut(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with (
+        serving(tmp_path) as there,
+        Line(there.address, tmp_path / "line") as line,
+        node(there.address) as near,
+    ):
+        await near.mailbox("t").make()
+        total, lost = 0, 0
+        for way, length in (("up", 1200), ("down", 700)):
+            for after in range(0, length, 17):
+                line.again(Cut(way, after))
+                async with node(line.address, patience=QUICK) as n:
+                    topic = n.mailbox("t")
+                    got = await together([topic.send(b"%d" % k, key="a" if k % 2 else "") for k in range(8)])
+                assert not [each for each in got if isinstance(each, OSError)], (way, after)
+                total += 8
+                lost += line.cuts
+                assert len({each.id for each in got if isinstance(each, Sent)}) == 8
+                assert int((await stats(near))["sent"]) == total, (way, after)
+        assert lost > 50
+        assert int((await stats(near))["dup"]) > 50, "no reply was lost at all"
