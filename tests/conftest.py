@@ -9,6 +9,7 @@ Anything else that is missing is a defect of the set-up and is to be seen as one
 relatives appear nowhere but here.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +17,9 @@ from typing import NoReturn
 import pytest
 
 PERMITTED = ("seL4 kernel", "GPU", "second guest kernel", "/dev/fuse")
+
+# Hives of tests that run at once have ports of their own: one whose queen is started again keeps hers.
+os.environ["WARREN_PORT"] = str(5700 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")))
 
 # The long runs: collected only when the command line names them.
 SOAK = Path(__file__).parent / "soak"

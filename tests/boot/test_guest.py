@@ -1,6 +1,7 @@
 """The guest's own tree, as a guest reaches it."""
 
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
@@ -138,3 +139,21 @@ async def test_what_it_leaves_is_bounded() -> None:
         with pytest.raises(FileExistsError):
             await files.create("/a", os.O_RDWR | os.O_EXCL)
     assert (basket["a"], basket["b"]) == (b"123456", b"9876")
+
+
+@pytest.mark.parametrize("work", ["write", "truncate", "read"])
+def test_a_file_that_was_removed_holds_nothing_and_takes_nothing(work: str) -> None:
+    """Or a guest that keeps it open would fill the host with what nobody counts."""
+    basket = Basket(files=2, size=1000)
+    basket.create("a", 0, 0, 0, None)  # type: ignore[arg-type]
+    old = basket.files["a"]
+    old._write(0, b"x" * 900)
+    basket.unlink("a", None)
+    assert not old.data
+    attempts: dict[str, Callable[[], object]] = {
+        "write": lambda: old._write(0, b"x"), "truncate": lambda: old._cut(0),
+        "read": lambda: old._read(0, 10),
+    }  # fmt: skip
+    with pytest.raises(Refused, match="removed"):
+        attempts[work]()
+    assert not old.data

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from warren.boot.harness.harness import BOOTED, ERROR, REFUSED, STAGES, Job, Report, run
+from warren.boot.harness.harness import BOOTED, ERROR, REFUSED, STAGES, Job, Report, _Run, run
 from warren.boot.machines import recipe
 from warren.boot.machines.qemu import Boots
 from warren.boot.secure import firmware
@@ -170,3 +170,10 @@ async def test_a_host_that_serves_nothing_shows(shim: Path) -> None:
 def test_a_report_leaves_out_what_is_not_known() -> None:
     known: Callable[[Report], dict[str, object]] = Report.values
     assert known(Report("x", ERROR, "why")) == {"image": "x", "verdict": ERROR, "reason": "why"}
+
+
+@pytest.mark.parametrize("word", ["9" * 400, "18446744073709551616"])
+def test_a_count_that_no_counter_has_is_none(word: str, tmp_path: Path) -> None:
+    going = _Run(Job("x", recipe.load("standin-microvm"), Boots()), serve, lambda data: None)
+    going.guest.report.update({"tsc.ready": word, "tsc.waited": "1"})
+    assert going.report("tcg", counted=True).instructions is None

@@ -186,3 +186,17 @@ def test_an_archive_is_laid_out_within_its_folder(tmp_path: Path) -> None:
     assert (tmp_path / "c").read_bytes() == b"x"
     assert (tmp_path / "d/e").read_bytes() == b"x"
     assert (tmp_path / "c").resolve() == tmp_path / "a/b"
+
+
+@pytest.mark.parametrize("to", ["../out", "sub/../../out", "sub/up"])
+@pytest.mark.parametrize("name", ["a/file", "a"])
+def test_a_link_that_leads_out_is_not_followed(to: str, name: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub/up").symlink_to("../../out")
+    (tmp_path / "out").mkdir()
+    linux._lay(root, initramfs.link("a", to))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(Refused, match=f"{name} leads out of the image"):
+        linux._lay(root, initramfs.file(name, b"x"))
+    assert sorted(tmp_path.rglob("*")) == before

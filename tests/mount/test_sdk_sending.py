@@ -10,10 +10,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 from warren.mount.sdk import Node, Sent, node
-from warren.mount.sdk.wire import KEPT
+from warren.mount.sdk.wire import KEPT, tell
+from warren.servers.mailbox.records import Seen
 from warren.servers.mailbox.writing import ParcelHandle
 from warren.traces.audit import AuditMemory
 from warren.tree import Bytes, Maybe
+from warren.tree.promise import Promise
 
 from tests.mount.nodes import QUICK, Cut, Line, serving
 from tests.servers.reach import attributes_of
@@ -188,6 +190,98 @@ async def test_a_cancelled_caller_harms_no_other(tmp_path: Path, autojump_clock:
                 scope.cancel()
         assert set(got) >= set(range(1, 100, 2))
         assert int((await stats(n))["sent"]) >= len(got)
+
+
+async def test_a_topic_remembers_what_is_outstanding_and_what_may_still_come(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with (
+        serving(tmp_path) as there,
+        Line(there.address, tmp_path / "line") as line,
+        node(line.address, patience=QUICK) as n,
+    ):
+        topic = n.mailbox("t")
+        await topic.make()
+
+        def known() -> dict[bytes, Seen]:
+            found = there.mailbox.known("t")
+            assert found is not None
+            seen: dict[bytes, Seen] = found.ledger.state.seen
+            return seen
+
+        for _ in range(50):
+            await topic.send(b"alone")
+        assert len(known()) == 1
+        await together([topic.send(b"%d" % k) for k in range(500)])
+        assert len(known()) <= 100
+        for k in range(100):
+            await topic.send(b"%d" % k, deadline=30)
+        given = await topic.send(b"mine", idem="mine")
+        before = len(known())
+        line.again(Cut("down", 20))
+        lost = await topic.send(b"its answer is lost")
+        assert lost.dup
+        for _ in range(before + 50):
+            await topic.send(b"later")
+        numbers = {seen.number for seen in known().values()}
+        assert len(numbers) <= 10  # of 700 that were sent
+        assert {given.seq, lost.seq} <= numbers
+        assert (await topic.send(b"mine", idem="mine")) == given._replace(dup=True)
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No write to a `send.h` is ever answered."""
+    monkeypatch.setattr(ParcelHandle, "write", lambda handle, offset, data: Promise())
+
+
+async def test_what_was_given_up_does_not_gather_behind_a_node_that_is_silent(
+    tmp_path: Path, autojump_clock: MockClock, silent: None
+) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        topic = n.mailbox("t")
+        await topic.make()
+        sender = n.sender(f"{T}/send.h")
+        for _ in range(300):
+            with trio.move_on_after(0.01):
+                await topic.send(bytes(1000))
+        assert len(sender._waiting) <= 64
+
+
+async def test_each_has_its_own_deadline_whoever_is_in_its_batch(
+    tmp_path: Path, autojump_clock: MockClock, silent: None
+) -> None:
+    async with serving(tmp_path) as there, node(there.address, deadline=10) as n:
+        topic = n.mailbox("t")
+        await topic.make()
+        took: list[float] = []
+
+        async def send(after: float) -> None:
+            await trio.sleep(after)
+            began = trio.current_time()
+            with pytest.raises(TimeoutError) as e:
+                await topic.send(b"x")
+            assert "not done within 10 s" in str(e.value)
+            assert any("idem=" in note for note in e.value.__notes__)
+            took.append(trio.current_time() - began)
+
+        async with trio.open_nursery() as nursery:
+            for after in (0, 0.1, 1, 2, 9.5, 9.6):
+                nursery.start_soon(send, after)
+        assert took == pytest.approx([10] * 6, abs=0.01)
+
+
+async def test_who_sends_to_a_node_that_was_left_is_told_so(tmp_path: Path) -> None:
+    async with serving(tmp_path) as there:
+        async with node(there.address) as n:
+            await n.mailbox("t").make()
+            await n.mailbox("t").send(b"x")
+            async with n.mailbox("t").receive() as messages:
+                message = await anext(aiter(messages))
+        with pytest.raises(ConnectionResetError, match="the node was left; it was not sent"):
+            await n.mailbox("t").send(b"y")
+        with pytest.raises(OSError):  # not a complaint about a nursery
+            await tell(n, message.path, f"{message.id} {message.head['lease']}")
 
 
 async def test_leaving_the_node_tells_those_who_still_wait(tmp_path: Path, autojump_clock: MockClock) -> None:

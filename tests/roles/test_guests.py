@@ -484,3 +484,18 @@ async def test_a_guest_that_serves_nothing_is_given_up(autojump_clock: MockClock
         with pytest.raises(TimeoutError):
             await h.guests.take(near, "vm-3")
         assert not h.trees.guests
+
+
+async def test_a_worker_that_has_the_name_is_reached_and_not_the_guest(autojump_clock: MockClock) -> None:
+    """It may dial in when the guest is there already; the address of a worker is its own."""
+    async with house("local read /**") as h:
+        serving = Serving(h)
+        h.nursery.start_soon(h.guests.take, serving.near, "drone-1")
+        await wait_all_tasks_blocked()
+        mine, _, _ = await h.member("local")
+        assert await mine.read("/n/drone-1/hello") == b"hello, world\n"
+        h.cell.space = h.cell.space.unmount("/n/drone-1")
+        post(h.cell, "drone-1", "$drone-1")
+        with pytest.raises(OSError, match="is not there"):  # the worker's own tree is asked for
+            await mine.read("/n/drone-1/hello")
+        assert set(h.trees.came) == {"local"}

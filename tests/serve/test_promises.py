@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 from warren.p9.fields import NOTAG
 from warren.p9.messages import (
@@ -22,6 +23,7 @@ from warren.p9.messages import (
     Twrite,
 )
 from warren.serve.export import Limits
+from warren.traces.audit import AuditMemory
 from warren.tree import Bytes, Caller, Dir, Handle, Maybe, Node, Refused
 from warren.tree.promise import Promise
 
@@ -114,6 +116,61 @@ async def test_a_clunk_does_not_wait_and_does_not_undo() -> None:
         assert isinstance(await wire.reply(), Rclunk)
         ledger.owed[0].keep(1)
         assert isinstance(await wire.reply(), Rwrite)
+
+
+async def test_what_is_kept_before_anybody_waits_to_send_it_is_sent_at_once() -> None:
+    class Quick(LedgerHandle):
+        def write(self, offset: int, data: Bytes) -> Maybe[int]:
+            owed = super().write(offset, data)
+            assert isinstance(owed, Promise)
+            if data == b"soon":
+                trio.lowlevel.spawn_system_task(keep, owed)
+            return owed
+
+    async def keep(owed: Promise) -> None:
+        owed.keep(4)
+
+    class Desk(Ledger):
+        def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
+            return Quick(self)
+
+    desk = Desk()
+    async with served(Dir({"ledger": desk})) as service:
+        wire = await opened(service)
+        for turn in range(20):  # which task has its turn first is chance
+            await wire.send(Twrite(1, 0, b"soon"), Twrite(1, 0, b"late"), tag=5)
+            await wait_all_tasks_blocked()
+            assert not desk.owed[-1].settled
+            with trio.move_on_after(1):
+                assert shown(await wire.replies(1)) == [("Rwrite", 5)], turn
+                desk.owed[-1].keep(4)
+                assert shown(await wire.replies(1)) == [("Rwrite", 6)], turn
+                continue
+            raise AssertionError(f"the reply was kept back in turn {turn}")
+
+
+@pytest.mark.parametrize("ending", ["clunk", "version", "hangup"])
+async def test_what_is_done_after_its_fid_is_gone_is_still_in_the_audit(
+    autojump_clock: MockClock, ending: str
+) -> None:
+    ledger = Ledger()
+    async with served(Dir({"ledger": ledger})) as service:
+        wire = await opened(service)
+        await wire.send(Twrite(1, 0, b"four"), Twrite(1, 0, b"never"), tag=5)
+        await wait_all_tasks_blocked()
+        if ending == "clunk":
+            assert isinstance(await wire.ask(Tclunk(1), tag=9), Rclunk)
+        elif ending == "version":
+            await wire.send(Tversion(65536, DOTL), tag=NOTAG)
+        else:
+            await wire.stream.aclose()
+        await wait_all_tasks_blocked()
+        ledger.owed[1].fail(Refused(507, "full"))
+        ledger.owed[0].keep(4)
+        audit = service.export.audit
+        assert isinstance(audit, AuditMemory)
+        wrote = [(line.path, line.detail) for line in audit.lines if line.op == "wrote"]
+        assert wrote == [("/ledger", "bytes=4")]
 
 
 async def test_a_new_version_forgets_what_was_owed_and_the_promise_is_kept_in_vain() -> None:

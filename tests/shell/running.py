@@ -44,7 +44,7 @@ def warren(*words: str, at: str = "", stdin: str = "", **env: str) -> Done:
 
 def environment(at: str = "", **more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("WARREN_", "XDG_"))}
-    return {**kept, **({"WARREN_AT": at} if at else {}), **more}
+    return {**kept, "WARREN_PORT": os.environ["WARREN_PORT"], **({"WARREN_AT": at} if at else {}), **more}
 
 
 @contextmanager

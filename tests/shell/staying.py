@@ -7,6 +7,7 @@
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from warren.roles.state import State
 
 from tests.shell.running import PATIENCE, WARREN, environment, warren
+
+SILENT = 60.0
 
 
 class Stays:
@@ -24,12 +27,17 @@ class Stays:
         self.said: list[str] = []
 
     def hear(self, beginning: str) -> str:
-        """The rest of the next line that begins so."""
+        """The rest of the next line that begins so. One that stays silent is killed, so that a test ends."""
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.said.append(line.rstrip("\n"))
-            if line.startswith(beginning):
-                return line.rstrip("\n").removeprefix(beginning)
+        silent = threading.Timer(SILENT, self.process.kill)
+        silent.start()
+        try:
+            for line in self.process.stderr:
+                self.said.append(line.rstrip("\n"))
+                if line.startswith(beginning):
+                    return line.rstrip("\n").removeprefix(beginning)
+        finally:
+            silent.cancel()
         raise AssertionError(f"it ended without {beginning!r}: {self.said}")
 
     def end(self, number: int) -> int:

@@ -28,7 +28,7 @@ from tests.shell.running import EVERYTHING, PATIENCE, WARREN, Served, environmen
         (["token", "m"], ["mint"]),
         (["serve", "disk", ""], []),
         (["completion", ""], ["bash", "zsh"]),
-        (["im"], ["import"]),
+        (["im"], ["import", "image"]),
         (["import", ""], []),
         (["export", "--t"], ["--to"]),
         (["mount", "--ns", ""], []),

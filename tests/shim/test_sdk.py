@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,10 @@ def test_several_kernels_are_not_guessed_between(tmp_path: Path) -> None:
     write(tmp_path / "copy", {}, labels(44), place="one")
     write(tmp_path / "copy", {}, labels(44), place="two")
     assert not sdk.read(tmp_path / "copy").mcs
+
+
+def test_what_is_no_plain_file_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "kernel").mkdir()
+    os.mkfifo(tmp_path / "kernel/gen_config.json")
+    with pytest.raises(Refused, match="is no plain file"):
+        sdk.read(tmp_path)

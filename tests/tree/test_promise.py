@@ -76,3 +76,11 @@ def test_everybody_who_wants_to_be_told_is_told_once_and_in_order() -> None:
     owed.keep(7)
     owed.told(lambda p: heard.append(f"late {p.value}"))
     assert heard == ["first 7", "second 7", "late 7"]
+
+
+def test_any_number_may_want_to_be_told() -> None:
+    owed, heard = Promise(), list[int]()
+    for n in range(5000):
+        owed.told(lambda _, n=n: heard.append(n))  # type: ignore[misc]
+    owed.keep()
+    assert heard == list(range(5000))

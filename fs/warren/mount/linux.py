@@ -8,7 +8,7 @@ from typing import Any
 
 from warren.mount.entry import Entry
 from warren.mount.link import Link, Op
-from warren.mount.words import Opened, Range, Request, Words
+from warren.mount.words import MOST_NAMES, Opened, Range, Request, Words, plain_name
 from warren.p9.codec import text
 from warren.p9.fields import QTDIR, Qid
 from warren.p9.messages import (
@@ -96,20 +96,32 @@ class Linux(Words):
         await self.link.ask(op, Tmkdir, fid, name, S.S_IMODE(mode), self._gid)
 
     async def names(self, op: Op, fid: int) -> list[Dirent]:
+        """What a directory lists. A server may list for ever, cut an entry, or name what is elsewhere."""
         found: list[Dirent] = []
-        offset = 0
+        seen = offset = 0
         while True:
             reply: Rreaddir = await self.link.ask(op, Treaddir, fid, offset, min(self.link.payload, 1 << 16))
             view, at = memoryview(reply.data), 0
             if not view:
                 return found
             while at < len(view):
+                if len(view) - at < _DIRENT.size:
+                    raise self._nonsense(op, "an entry that is cut")
                 kind, version, path, offset, _, n = _DIRENT.unpack_from(view, at)
-                at += _DIRENT.size
-                name = text(view[at : at + n])
-                at += n
-                if name not in (".", ".."):
-                    found.append(Dirent(name, Qid(kind, version, path)))
+                at += _DIRENT.size + n
+                if at > len(view):
+                    raise self._nonsense(op, "an entry that is cut")
+                name = text(view[at - n : at])
+                if (seen := seen + 1) > MOST_NAMES:
+                    raise op.error(errno.EFBIG, f"{self.link.peer} lists more than {MOST_NAMES} names")
+                if name in (".", ".."):
+                    continue
+                if not plain_name(name):
+                    raise self._nonsense(op, f"the name {name!r}")
+                found.append(Dirent(name, Qid(kind, version, path)))
+
+    def _nonsense(self, op: Op, what: str) -> OSError:
+        return op.error(errno.EPROTO, f"{self.link.peer} lists nonsense: {what}")
 
     async def entries(self, op: Op, walked: int, fid: int) -> list[Entry]:
         found = []

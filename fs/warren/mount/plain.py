@@ -8,7 +8,7 @@ from typing import Any
 
 from warren.mount.entry import Entry
 from warren.mount.link import Op
-from warren.mount.words import Opened, Request, Words, lacks
+from warren.mount.words import MOST_NAMES, Opened, Request, Words, lacks, plain_name
 from warren.p9.codec import BadFrame, parse_stat
 from warren.p9.fields import Qid, Stat
 from warren.p9.messages import Rread, Rstat, Tcreate, Topen, Tread, Tstat, Twstat
@@ -67,9 +67,15 @@ class Plain(Words):
             while at < len(view):
                 size = int.from_bytes(view[at : at + 2], "little") + 2
                 try:
-                    found.append(parse_stat(view[at : at + size]))
+                    stat = parse_stat(view[at : at + size])
                 except BadFrame as e:
                     raise op.error(errno.EPROTO, f"{self.link.peer} lists nonsense: {e}") from None
+                if len(found) == MOST_NAMES:
+                    raise op.error(errno.EFBIG, f"{self.link.peer} lists more than {MOST_NAMES} names")
+                if not plain_name(stat.name):
+                    said = f"{self.link.peer} lists nonsense: the name {stat.name!r}"
+                    raise op.error(errno.EPROTO, said)
+                found.append(stat)
                 at += size
 
     async def names(self, op: Op, fid: int) -> list[Dirent]:

@@ -7,7 +7,7 @@ of several requests say what may remain.
 """
 
 import errno
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from warren.mount.entry import Entry
 from warren.mount.link import Link, Op
@@ -16,6 +16,14 @@ from warren.p9.messages import DOTL, Message
 from warren.tree.node import Changes, Dirent, Statfs
 
 Request = tuple[type[Message], tuple[Any, ...]]  # a message and its fields after the fid
+
+
+MOST_NAMES: Final = 1 << 20  # of one directory: a server may list for ever
+
+
+def plain_name(name: str) -> bool:
+    """Whether a directory may list it: a name that leads elsewhere must reach no caller."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name
 
 
 class Opened(NamedTuple):

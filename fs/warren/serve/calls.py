@@ -282,6 +282,8 @@ def twrite(s: Session, m: Twrite) -> Reply:
 def _written(s: Session, tag: int, f: Fid, n: int) -> bytes:
     f.moved += n
     f.told = None
+    if f.gone:
+        s.account(f)  # it was accounted for when it was let go, without this
     return s.pack.Rwrite(tag, n)
 
 

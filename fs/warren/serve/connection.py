@@ -323,9 +323,9 @@ class Connection:
 
         try:
             while self._owed:
+                self._kick()  # also what was there before this task had its first turn
                 self._teller = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(abort)
-                self._kick()
             self._kick()
         finally:
             self._telling = False

@@ -18,7 +18,9 @@ and the queen shows each worker at /n/NAME. A role that ends unasked is started 
 2, 4 seconds and so on; warren status tells how often and why, and DIR/log/NAME/stderr.log has its last words.
 
 DIR is --state, else $WARREN_STATE, else $XDG_STATE_HOME/warren/default, else ~/.local/state/warren/default.
-Hives in two directories run side by side, and know nothing of each other.
+Hives in two directories run side by side, and know nothing of each other. The queen of a new one listens on
+$WARREN_PORT, else 5640, if that is free, and else on any port. Say one for each hive of a machine where
+workers join from afar: while a queen is started again, another hive could take the port that she had.
 """
 
 from __future__ import annotations

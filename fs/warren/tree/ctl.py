@@ -52,7 +52,7 @@ class Duration(float):
     @classmethod
     def parse(cls, word: str) -> "Duration":
         digits = word.rstrip("abcdefghijklmnopqrstuvwxyz")
-        return cls(float(digits) * cls.UNITS[word[len(digits) :] or "s"])
+        return cls(_finite(digits) * cls.UNITS[word[len(digits) :] or "s"])
 
 
 def split(line: str) -> list[str]:

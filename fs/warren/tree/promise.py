@@ -31,7 +31,7 @@ def _never(_: object) -> trio.lowlevel.Abort:
 class Promise:
     """One answer, for one who asked."""
 
-    __slots__ = ("_otherwise", "_steps", "_tell", "error", "settled", "value")
+    __slots__ = ("_otherwise", "_steps", "_tells", "error", "settled", "value")
 
     def __init__(self) -> None:
         self.settled = False
@@ -39,7 +39,7 @@ class Promise:
         self.error: Exception | None = None
         self._steps: list[Callable[[Any], Any]] = []
         self._otherwise: Callable[[Exception], Exception] | None = None
-        self._tell: Callable[[Promise], object] | None = None
+        self._tells: list[Callable[[Promise], object]] = []
 
     def then(self, step: Callable[[Any], Any]) -> Promise:
         """Let STEP make the answer out of what it would have been."""
@@ -71,10 +71,8 @@ class Promise:
         """TELL is called once it is settled, by whoever settles it. It does not wait and raises nothing."""
         if self.settled:
             tell(self)
-        elif (first := self._tell) is None:
-            self._tell = tell
         else:
-            self._tell = lambda owed: (first(owed), tell(owed))
+            self._tells.append(tell)
 
     def _step(self, step: Callable[[Any], Any]) -> None:
         if self.error is None:
@@ -86,8 +84,8 @@ class Promise:
     def _settle(self) -> None:
         self.settled = True
         self._steps.clear()
-        tell, self._tell = self._tell, None
-        if tell is not None:
+        tells, self._tells = self._tells, []
+        for tell in tells:
             tell(self)
 
     def __await__(self) -> Generator[Any, Any, Any]:

@@ -49,7 +49,7 @@ class _Taken(Node):
         if caller.subject not in ("local", self.us):
             said = f"{self.name} is the tree of a guest, which knows us alone: it is for local callers"
             raise Refused(403, said)
-        return FarNode.at(FarTree(f"${self.name}", self, caller, self.nodes), ())
+        return FarNode.at(FarTree(_address(self.name), self, caller, self.nodes), ())
 
     async def reach(self, address: str, caller: Caller, path: str = "/") -> Files:
         # Looked up each time: whoever is attached to us keeps this node, and another guest may have the name.
@@ -102,7 +102,7 @@ class Guests:
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:  # fmt: skip
         """Keep the guest's tree at /n/NAME until the channel closes. Cancelled withdraws it."""
-        address = f"${name}"
+        address = _address(name)
         if address in self.trees:
             raise Refused(409, f"/n/{name} is taken; give the machine another name")
         async with dial(channel, uname="warren", deadline=ANSWER) as files:
@@ -122,6 +122,11 @@ class Guests:
                     self.withdraw(name)
             finally:
                 del self.trees[address], self.lines[name]
+
+
+def _address(name: str) -> str:
+    """Of its tree. `$NAME` is the address of a worker by that name, who may come when the guest is there."""
+    return f"${name}.guest"
 
 
 async def _watch(export: GuestExport) -> None:

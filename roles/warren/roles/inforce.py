@@ -138,8 +138,8 @@ class InForce:
         self.role.log.event("posted", name=name, address=address, by=subject)
 
     def withdraw(self, name: str) -> None:
-        """What was posted is posted no more."""
-        if self._take(name):
+        """What was posted is posted no more. A worker that has dialled in by that name meanwhile stays."""
+        if self.guests.get(name) != f"${name}" and self._take(name):
             self.role.log.event("withdrawn", name=name)
 
     def _put(self, name: str, address: str) -> None:

@@ -49,7 +49,7 @@ class Standing:
     last_error = ""
 
     def __init__(self, session: Session) -> None:
-        self._of, self._token = session, session.token
+        self._of, self.token = session, session.token
         self.export = session.export
         self.subject, self.session = session.subject, session.number
         self._lasting = session.subject == "local" and session.token is None
@@ -60,7 +60,7 @@ class Standing:
         s = self._of
         if self._lasting:
             return True
-        same = s.subject == self.subject and s.token is self._token
+        same = s.subject == self.subject and s.token is self.token
         return s in self.export.sessions and not s.ended and same
 
     def grants(self) -> Grants:

@@ -39,6 +39,7 @@ from warren.roles.mounts import NETWORKED, TABLE, above
 
 DEFAULT = {"queen": "QueenPrimary", "drone-1": "DroneWorker", "drone-2": "DroneWorker"}
 PORT = 5640
+ITS_PORT = "WARREN_PORT"
 _LONGEST_SOCKET = 107
 # `hive` is the supervisor, `mount` its mount, `ca` the authority; `$self` is a symbol of namespaces.
 RESERVED = {"hive", "mount", "ca", "self"}
@@ -78,7 +79,19 @@ class Hive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def new_hive(roles: Mapping[str, str], hive: str = "", queen: str = "") -> Hive:
     """A hive with a name that no other has, so that two of them do not trust each other."""
     name = check_hive(hive or f"hive-{secrets.token_hex(4)}.warren")
-    return Hive(name, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", PORT, queen, dict(roles))
+    return Hive(name, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", _port(), queen, dict(roles))
+
+
+def _port() -> int:
+    """Where the queen of a new hive would listen. Hives of one machine that are to keep their ports have one
+    each: while a queen is started again, another could take hers."""
+    said = os.environ.get(ITS_PORT, "")
+    if not said:
+        return PORT
+    if not (said.isascii() and said.isdigit() and 0 < int(said[:6]) < 1 << 16):
+        way_out = "say a number from 1 to 65535, or unset it"
+        raise Refusal(f"${ITS_PORT} is {said!r}, which is no port", way_out)
+    return int(said)
 
 
 def check_roles(roles: Mapping[str, str]) -> None:

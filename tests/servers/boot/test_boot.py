@@ -201,7 +201,7 @@ async def test_an_elf_that_the_validator_refuses_is_not_started(tmp_path: Path, 
         ("run image=../fails", "404 not_found: there is no image"),
         ("run image=fails recipe=bike", "400 bad_request: there is no recipe 'bike'"),
         ("run image=fails accel=magic", "400 bad_request: there is no accelerator 'magic'"),
-        ("run image=fails budget=-1s", "400 bad_request: a time is more than none"),
+        ("run image=fails budget=-1s", "400 bad_request: a time is from 0 to 3600 s"),
         ("run image=fails budget=soon", "400 bad_request: budget takes duration"),
         ("measure image=fails runs=0", "400 bad_request: runs is a number from 1 to 200"),
         ("measure image=fails runs=201", "400 bad_request: runs is a number"),
@@ -234,3 +234,12 @@ async def test_the_work_ends_with_the_server_and_so_does_its_machine(tmp_path: P
         await until(files, "starting", "run image=hangs accel=tcg")
     assert tiny.children() == before
     assert sorted(os.listdir(tmp_path / "boot")) == []
+
+
+@pytest.mark.parametrize("word", ["limit=NAN", "limit=INF", "limit=1e400s", "limit=2h", "budget=NAN"])
+async def test_a_time_that_would_never_end_is_refused(word: str, tmp_path: Path, shelf: Shelf) -> None:
+    """One run has the bench for as long as its limit says, and no clock knows what is no number."""
+    async with working(tree(tmp_path, shelf)) as files:
+        with pytest.raises(OSError, match=r"400 .*a time is from 0 to 3600 s"):
+            await files.write("/ctl", f"run image=hangs accel=tcg {word}\n".encode())
+        assert attributes_of(await files.read("/stats"))["boot_waiting"] == "0"

@@ -8,6 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 from warren.servers.mailbox import Limits
+from warren.servers.mailbox.records import Message, Seen, Send
+from warren.servers.mailbox.state import State
 from warren.servers.mailbox.words import Parcel
 from warren.store import Limits as StoreLimits
 from warren.store import MemoryStore
@@ -164,9 +166,13 @@ async def test_one_open_takes_one_body_after_the_other_where_their_lengths_are_s
         assert b"".join([got.body for got in await t.all("max=10")]) == b"abcdhhhhh"
 
 
-async def test_a_read_waits_for_the_answer_of_the_body_that_is_being_sent(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("stale", [False, True])
+async def test_a_read_waits_for_the_answer_of_the_body_that_is_being_sent(
+    autojump_clock: MockClock, stale: bool
+) -> None:
     store = Slow()
-    async with box(a_mailbox(store)) as t:
+    mailbox = a_mailbox(store)
+    async with box(mailbox) as t:
         async with await t.files.open(f"{T}/send.h", O_RDWR) as file:
             store.closed = trio.Event()
             answers: list[bytes] = []
@@ -180,6 +186,9 @@ async def test_a_read_waits_for_the_answer_of_the_body_that_is_being_sent(autoju
             async with trio.open_nursery() as nursery:
                 for parcel in (b"len=1\n\na", b"type=t len=1\n\nb"):
                     store.closed = trio.Event()
+                    topic = mailbox.known("t")
+                    assert topic is not None
+                    topic.ledger.stale = stale  # then the log is read first
                     nursery.start_soon(write, parcel)
                     await wait_all_tasks_blocked()
                     nursery.start_soon(read)
@@ -209,6 +218,9 @@ PLAIN = [
     b"len=9999999\n\nx",
     b"\nno header",
     b"",
+    b"heard=n.1 idem=n.2 key=k len=1\n\nx",
+    b"batch=2 heard=a idem=b len=1\n\nxheard=c len=0\n\n",
+    b"idem=n.2 heard=n.1 len=1\n\nx",
 ]
 
 
@@ -224,7 +236,7 @@ def test_what_is_said_plainly_means_the_same_as_to_who_looks_closer(data: bytes)
 
 def test_only_what_is_said_plainly_is_taken_so() -> None:
     taken = [data for data in PLAIN if Parcel(most=1000).simple(data) is not None]
-    assert taken == [PLAIN[n] for n in (0, 1, 4, 6, 7)]
+    assert taken == [PLAIN[n] for n in (0, 1, 4, 6, 7, 17, 18)]
 
 
 @pytest.mark.parametrize("length", [1, 14, 15, 16, 47, 48, 49, 200])
@@ -261,6 +273,38 @@ async def test_keys_are_remembered_up_to_a_limit_and_never_forgotten_early(autoj
         assert (await t.send(b"x", "idem=k0"))["dup"] == "1"
         await trio.sleep(300)
         assert (await t.send(b"x", "idem=k3"))["dup"] == "0"
+
+
+async def test_a_key_whose_answer_was_heard_is_forgotten_with_the_next_message(
+    autojump_clock: MockClock,
+) -> None:
+    async with box(a_mailbox(limits=Limits(keys=3))) as t:
+        await t.send(b"x", "idem=mine")
+        for n in range(20):
+            assert (await t.send(b"x", f"idem=k{n} heard=k{n - 1}"))["dup"] == "0"
+        assert (await t.send(b"x", "idem=mine"))["dup"] == "1"
+        assert (await t.send(b"x", "idem=k19"))["dup"] == "1"
+        assert (await t.send(b"x", "idem=k18"))["dup"] == "0"  # no longer known
+        with pytest.raises(BlockingIOError, match="idempotency keys"):
+            await t.send(b"x", "idem=other heard=unknown")
+        assert (await t.send(b"x", "idem=k19 heard=k19"))["dup"] == "1"  # it is no message, so nothing is new
+        assert (await t.send(b"x", "idem=k19"))["dup"] == "1"
+
+
+def test_what_was_forgotten_leaves_nothing_behind_and_the_log_says_so() -> None:
+    state, again = State(), State()
+    for n in range(1, 20_001):
+        key, before = b"=%d" % n, b"=%d" % (n - 1)
+        seen = [Seen(key, f"id{n}", n, b"p", n / 1000 + 300)]
+        record = Send(n / 1000, n, [Message(f"id{n}", b"")], seen, [before] if n % 1000 else [])
+        for each in (state, again):
+            each.apply(record, n)
+    assert list(state.seen) == [*(b"=%d" % n for n in range(999, 20_000, 1000)), b"=20000"]
+    assert sum(len(keys) for _, keys in state._windows) < 10_000
+    assert state.dump() == again.dump() == State.load(state.dump()).dump()
+    state.advance(400.0)
+    assert not state.seen
+    assert not state._windows
 
 
 async def fill(t: Box, count: int) -> list[str]:

@@ -1,7 +1,8 @@
 """The parts of /vm that need no machine: consoles, shelves, limits, words, images."""
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -321,3 +322,30 @@ async def test_kinds_that_are_not_run_here_say_so(tmp_path: Path) -> None:
         await StoredImages(lambda: Store(tmp_path, "secure", built=True)).find("one", pytest.fail)
     with pytest.raises(Refused, match="no store of images"):
         await NoImages().find("one", pytest.fail)
+
+
+@pytest.mark.parametrize("work", ["write", "truncate", "read"])
+def test_a_file_that_was_removed_is_not_the_next_one_by_its_name(shelf: Shelf, work: str) -> None:
+    """Or what is written by the old one is counted by nobody."""
+    old = shelf.add("a")
+    assert old.write_at is not None
+    old.write_at(0, b"x" * 900)
+    shelf.unlink("a", None)
+    new = shelf.add("a")
+    attempts: dict[str, Callable[[], object]] = {
+        "write": lambda: old._write(0, b"x" * 900), "truncate": lambda: old._cut(900),
+        "read": lambda: old.bytes_at(0, 900),
+    }  # fmt: skip
+    with pytest.raises(OSError, match="removed"):
+        attempts[work]()
+    assert (shelf.used, (shelf.folder / "a").stat().st_size) == (0, 0)
+    assert new.write_at is not None
+    assert new.write_at(0, b"y" * 1000) == 1000
+
+
+@pytest.mark.parametrize("wall", [math.nan, math.inf, -1.0])
+def test_a_time_that_is_none_is_no_limit(wall: float) -> None:
+    asked = Asked()
+    with pytest.raises(Refused, match="wall a time"):
+        asked.limit(0, "", "", wall)
+    assert asked.bounds == Bounds()

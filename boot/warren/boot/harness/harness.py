@@ -239,7 +239,11 @@ class _Run:
 
     def _counts(self) -> dict[str, int]:
         """The instructions of each stage of the guest, as far as it told them."""
-        said = {key: word for key, word in self.guest.report.items() if word.isascii() and word.isdecimal()}
+        # What is longer than a counter is no count, and no float either.
+        said = {
+            key: word for key, word in self.guest.report.items()
+            if word.isascii() and word.isdecimal() and int(word) < 1 << 64
+        }  # fmt: skip
         if not {"tsc.ready", "tsc.waited"} <= said.keys():
             return {}
         kernel, root = int(said.get("tsc.kernel", "0")), int(said.get("tsc.root", "0"))

@@ -81,7 +81,9 @@ class Lock:
     def parse(cls, text: str) -> Lock:
         """The lock that TEXT is; Refused, naming the line, if it is none."""
         lines = text.split("\n")
-        if len(text) > MAX_TEXT or lines[0] != FIRST or not lines[1:2] or lines[1].split(" ")[0] != "suite":
+        suite = lines[1].removeprefix("suite ") if lines[1:2] else ""
+        # A suite is a word on the command line of a tool that does what it is told.
+        if len(text) > MAX_TEXT or lines[0] != FIRST or not _WORD.fullmatch(suite) or lines[1] == suite:
             raise Refused(422, f"no lock begins so; its lines are {FIRST!r}, suite, and one a package")
         pins: list[Pin] = []
         for number, line in enumerate(lines[2:], 3):
@@ -98,7 +100,7 @@ class Lock:
                     raise Refused(422, f"line {number} of the lock pins no package: {line[:80]!r}")
         if len({pin[:2] for pin in pins}) != len(pins):
             raise Refused(422, "a package is in the lock twice; lock the image again")
-        return cls(lines[1].removeprefix("suite ").strip(), tuple(pins))
+        return cls(suite, tuple(pins))
 
 
 async def fetched(lock: Lock, store: Path, progress: Progress = lambda said: None) -> Path:

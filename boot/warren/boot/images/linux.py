@@ -252,6 +252,10 @@ def _python(root: Path, program: str, told: str) -> None:
 def _lay(root: Path, entry: Entry) -> None:
     """Put an entry where the interpreter finds it; links are within, devices are left out."""
     path = root / initramfs.plain(entry.name)
+    # A link of a package may lead anywhere; what comes behind it would be written there.
+    where = path.parent if stat.S_ISLNK(entry.mode) else path
+    if not where.resolve().is_relative_to(root.resolve()):
+        raise Refused(422, f"{entry.name} leads out of the image by a link; leave its package out")
     path.parent.mkdir(parents=True, exist_ok=True)
     if stat.S_ISREG(entry.mode):
         path.write_bytes(entry.body)

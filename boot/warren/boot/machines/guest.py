@@ -137,7 +137,10 @@ class Basket(Dir):
             raise absent()
         if directory:
             raise Refused(400, "this is a file", errno=errno.ENOTDIR)
-        del self.files[name]
+        # Whoever has it open keeps nothing: it is counted no more.
+        gone = self.files.pop(name)
+        gone.removed = True
+        gone.data.clear()
 
     def room(self, wanted: int, beside: _Kept) -> None:
         """Refuse a file that would not fit."""
@@ -148,11 +151,14 @@ class Basket(Dir):
 class _Kept(File):
     """One file of a basket."""
 
+    removed = False
+
     def __init__(self, basket: Basket) -> None:
         self.basket, self.data = basket, bytearray()
         super().__init__(self._read, self._write, lambda: len(self.data), self._cut)
 
     def _read(self, offset: int, count: int) -> Bytes:
+        self._must_be_there()
         return bytes(self.data[offset : offset + count])
 
     def _write(self, offset: int, data: Bytes) -> int:
@@ -168,6 +174,11 @@ class _Kept(File):
             self.data += bytes(size - len(self.data))
         del self.data[size:]
 
+    def _must_be_there(self) -> None:
+        if self.removed:
+            raise Refused(409, "the file was removed; open it again", errno=errno.ESTALE)
+
     def _room(self, size: int) -> None:
+        self._must_be_there()
         if size > len(self.data):
             self.basket.room(size, self)

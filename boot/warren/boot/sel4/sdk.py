@@ -121,6 +121,8 @@ def _version(path: Path) -> str:
 
 
 def _bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise Refused(422, f"{path} is no plain file")
     with path.open("rb") as file:
         data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:

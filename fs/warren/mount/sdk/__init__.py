@@ -19,16 +19,17 @@ patience   when something is tried again, and when no more
 node       node, Node: the connection, and what is under way on it
 leases     what is held for a time: extended meanwhile, answered at the end
 mailbox    Topic, Message
+drafts     a message that is to be sent, and what becomes of it
 sending    what is sent at the same time, together
 storage    Storage
 task       Queue, Task
 """
 
+from warren.mount.sdk.drafts import Sent
 from warren.mount.sdk.leases import GiveBack, Leased, Leases
 from warren.mount.sdk.mailbox import Message, Topic
 from warren.mount.sdk.node import Node, node
 from warren.mount.sdk.patience import Patience
-from warren.mount.sdk.sending import Sent
 from warren.mount.sdk.storage import Storage
 from warren.mount.sdk.task import Enqueued, Queue, Task
 

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from warren.mount.sdk.drafts import Draft, Sent
 from warren.mount.sdk.leases import Leased, Leases
-from warren.mount.sdk.sending import SAFE, Draft, Sent, alone
+from warren.mount.sdk.sending import SAFE
 from warren.mount.sdk.wire import make, parted, take, tell
 from warren.tree.report import pairs
 
@@ -59,12 +60,12 @@ class Topic:
             head = pairs({word: value for word, value in said.items() if value} | {"len": size})
         else:
             head = f"idem={named} len={size}"
-        draft = Draft(named, key, f"{head}\n\n".encode(), bytes(body), sender.limit)
+        draft = Draft(named, key, f"{head}\n\n".encode(), bytes(body), sender.limit, not idem)
         if deadline is None:
             return await sender.send(draft)
         draft.within(min(SAFE, deadline))
         try:
-            return await alone(self.node, self._send, draft)
+            return await sender.alone(draft)
         except OSError as e:
             e.add_note(f"idem={named}")
             raise

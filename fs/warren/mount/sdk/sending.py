@@ -11,6 +11,9 @@ what is wrong with it and none suffers for another. A lost answer is asked for a
 **Messages of one key** are sent in the order of the calls. While one of them waits to be sent again, later
 ones of that key wait behind it, and no others.
 
+**A key that was made here is forgotten** by the topic when a later message says that its answer was heard,
+which is said only where no try of it was lost. A key that was given, or told in an error, is not.
+
 A message with a deadline of its own goes alone. The file is kept open from one batch to the next.
 """
 
@@ -23,10 +26,12 @@ import secrets
 from collections import deque
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Final, NamedTuple
+from math import inf
+from typing import TYPE_CHECKING, Final
 
 import trio
 from warren.mount.file import File
+from warren.mount.sdk.drafts import Draft, Sent, chains, lost, same
 from warren.mount.sdk.patience import UNKNOWN, Tries, code, unsure
 from warren.mount.sdk.wire import ask, exchange, opened
 
@@ -37,44 +42,9 @@ SAFE: Final = 240.0
 AT_ONCE: Final = 2  # batches under way: while one is written to the disk, the other is on its way
 BATCH: Final = 32  # messages that a topic takes at once, of so many bytes together
 BATCH_BYTES: Final = 512 << 10
+HEARD: Final = 1024  # answers that were heard and not told yet
 _LINES: Final = 8192
 _SAID: Final = re.compile(r"id=(\S*) seq=(\d+) dup=([01])")
-
-
-class Sent(NamedTuple):
-    """What became of a message: its id and number, and whether an earlier try had sent it.
-
-    Who may write `send.h` and not read it is told nothing: the id is then empty, and the message is sent.
-    """
-
-    id: str
-    seq: int
-    dup: bool
-
-
-class Draft:
-    """A message that somebody waits for."""
-
-    __slots__ = ("body", "error", "head", "idem", "key", "limit", "sent", "task", "until")
-
-    def __init__(self, idem: str, key: str, head: bytes, body: bytes, limit: float) -> None:
-        self.idem, self.key, self.head, self.body = idem, key, head, body
-        self.limit = limit
-        self.until = trio.current_time() + limit
-        self.sent: Sent | None = None
-        self.error: OSError | None = None
-        self.task: trio.lowlevel.Task | None = None
-
-    def within(self, limit: float) -> None:
-        """It is to be done in so many seconds."""
-        self.until += limit - self.limit
-        self.limit = limit
-
-    def wake(self) -> None:
-        """It is known what became of it."""
-        task, self.task = self.task, None
-        if task is not None:
-            trio.lowlevel.reschedule(task)
 
 
 class _Refused(Exception):
@@ -90,6 +60,10 @@ class Sender:
         self._names, self._numbers = secrets.token_hex(16), count()
         self._waiting: deque[Draft] = deque()
         self._held: set[str] = set()  # keys of which some are under way
+        self._heard: deque[str] = deque(maxlen=HEARD)
+        self._under: list[list[Draft]] = []  # batches under way
+        self._given_up = 0  # of those that wait, about
+        self._watching = False
         self._pumps = 0
         self._chains = 0
 
@@ -107,9 +81,13 @@ class Sender:
 
         def abort(_: object) -> trio.lowlevel.Abort:
             draft.task = None
+            self._tidy()
             return trio.lowlevel.Abort.SUCCEEDED
 
-        self._go()
+        try:
+            self._go()
+        except RuntimeError:  # the nursery of the node takes nothing more
+            raise lost(self.path, "it was not sent") from None
         self._waiting.append(draft)
         draft.task = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(abort)
@@ -118,19 +96,61 @@ class Sender:
         assert draft.sent is not None
         return draft.sent
 
+    def _tidy(self) -> None:
+        """One was given up. What waits behind a node that does not answer must not grow by those."""
+        self._given_up += 1
+        if self._given_up > BATCH and 2 * self._given_up > len(self._waiting):
+            self._waiting = deque(draft for draft in self._waiting if draft.task is not None)
+            self._given_up = 0
+
+    # In time
+
+    async def _watch(self) -> None:
+        """Tell each when its time is over, whatever becomes of the batch that it is in."""
+        try:
+            while (soonest := self._soonest()) < inf:
+                await trio.sleep_until(soonest)
+                now = trio.current_time()
+                for draft in self._waiting:
+                    self._late(draft, now, "it was not sent")
+                for batch in self._under:
+                    for draft in batch:
+                        self._late(draft, now, UNKNOWN)
+        finally:
+            self._watching = False
+
+    def _soonest(self) -> float:
+        """When the time of somebody is over next. Those who wait stand in the order of their times."""
+        first = next((draft.until for draft in self._waiting if draft.task is not None), inf)
+        under = (draft.until for batch in self._under for draft in batch if draft.task is not None)
+        return min(first, *under, inf)
+
+    def _late(self, draft: Draft, now: float, outcome: str) -> None:
+        if draft.task is not None and draft.until <= now:
+            text = f"not done within {draft.limit:g} s; {outcome}"
+            self._fail(draft, TimeoutError(errno.ETIMEDOUT, text, self.path))
+
     # Together
 
     def _go(self) -> None:
         if self._pumps < AT_ONCE:
             self.node.background.start_soon(self._pump)
             self._pumps += 1
+        if not self._watching:
+            self.node.background.start_soon(self._watch)
+            self._watching = True
 
     async def _pump(self) -> None:
         """Send what waits, and what comes meanwhile."""
         batch: list[Draft] = []
         try:
             while batch := self._next():
-                for chain in await self._deliver(batch):
+                self._under.append(batch)
+                try:
+                    apart = await self._deliver(batch)
+                finally:
+                    self._under = [each for each in self._under if each is not batch]
+                for chain in apart:
                     self._chains += 1
                     self.node.background.start_soon(self._one_by_one, *chain)
         finally:
@@ -141,10 +161,10 @@ class Sender:
         """If anything is still here, the node was left, and nobody sees to it any more."""
         for draft in left:
             if draft.sent is None and draft.error is None:
-                self._fail(draft, _lost(self.path, UNKNOWN))
+                self._fail(draft, lost(self.path, UNKNOWN))
         if self.idle:
             while self._waiting:
-                self._fail(self._waiting.popleft(), _lost(self.path, "it was not sent"))
+                self._fail(self._waiting.popleft(), lost(self.path, "it was not sent"))
 
     def _next(self) -> list[Draft]:
         """What goes together next. What its sender gave up meanwhile is left out."""
@@ -157,8 +177,7 @@ class Sender:
             if draft.task is None:
                 continue
             if draft.until <= now:
-                text = f"not done within {draft.limit:g} s; it was not sent"
-                self._fail(draft, TimeoutError(errno.ETIMEDOUT, text, self.path))
+                self._late(draft, now, "it was not sent")
             elif draft.key and draft.key in held:
                 behind.append(draft)
             elif batch and len(draft.body) > room:
@@ -175,23 +194,29 @@ class Sender:
         """See to it that each of a batch is answered; or what is to be sent one by one, if they do not go
         together, and whether an earlier try may have sent it."""
         last: Tries | None = None
+        keys = {draft.key for draft in batch if draft.key}
 
         async def work(tries: Tries) -> list[Sent]:
             nonlocal last
             last = tries
-            return await self._ship(batch, tries)
+            if tries.failures:  # what was given up meanwhile is not sent again for the sake of the others
+                batch[:] = [draft for draft in batch if draft.task is not None]
+            return await self._ship(batch, tries) if batch else []
 
         try:
             answers = await self.node.do(self.path, work, deadline=batch[-1].until - trio.current_time())
             for draft, sent in zip(batch, answers, strict=True):
                 draft.sent = sent
+                if last is not None and not last.unsure:
+                    self._hear(draft)
                 draft.wake()
         except _Refused:
-            return [(chain, last is not None and last.unsure) for chain in _chains(batch)]
+            self._held.difference_update(keys - {draft.key for draft in batch})
+            return [(chain, last is not None and last.unsure) for chain in chains(batch)]
         except OSError as e:
             for draft in batch:
-                self._fail(draft, _same(e))
-        self._held.difference_update([draft.key for draft in batch if draft.key])
+                self._fail(draft, same(e))
+        self._held.difference_update(keys)
         return []
 
     async def _ship(self, batch: list[Draft], tries: Tries) -> list[Sent]:
@@ -221,9 +246,20 @@ class Sender:
 
     async def _write(self, file: File, batch: list[Draft]) -> list[Sent]:
         parts: list[bytes] = [b"batch=%d " % len(batch)] if len(batch) > 1 else []
+        heard: list[str] = []
         for draft in batch:
+            if self._heard:
+                heard.append(self._heard.popleft())
+                parts.append(b"heard=%s " % heard[-1].encode())
             parts += (draft.head, draft.body)
-        data = b"".join(parts)
+        try:
+            return await self._asked(file, b"".join(parts), batch)
+        except OSError as e:
+            if not unsure(e):
+                self._heard.extendleft(reversed(heard))  # nothing was done, that neither
+            raise
+
+    async def _asked(self, file: File, data: bytes, batch: list[Draft]) -> list[Sent]:
         if file.flags & os.O_ACCMODE == os.O_WRONLY:
             await file.pwrite(data, 0)
             return [Sent("", 0, False)] * len(batch)
@@ -232,6 +268,11 @@ class Sender:
         if len(said) != len(batch):
             raise OSError(errno.EBADMSG, f"{len(said)} of {len(batch)} messages were answered", self.path)
         return said
+
+    def _hear(self, draft: Draft) -> None:
+        """It was answered, and no try of it is on its way: nobody will ask for its key again."""
+        if draft.made and draft.error is None and draft.sent is not None and not draft.sent.dup:
+            self._heard.append(draft.idem)
 
     def _fail(self, draft: Draft, e: OSError) -> None:
         e.add_note(f"idem={draft.idem}")
@@ -255,7 +296,7 @@ class Sender:
 
     async def _one(self, draft: Draft, before: bool) -> None:
         try:
-            draft.sent = await alone(self.node, self.path, draft)
+            await self.alone(draft, before)
         except OSError as e:
             if before:
                 e.add_note(f"an earlier try may have been done; {UNKNOWN}")
@@ -264,33 +305,21 @@ class Sender:
             draft.wake()
 
 
-async def alone(node: Node, path: str, draft: Draft) -> Sent:
-    """Send one message by itself. Cancelled: it was sent, or not."""
+    async def alone(self, draft: Draft, before: bool = False) -> Sent:
+        """Send one message by itself; BEFORE as above. Cancelled: it was sent, or not."""
 
-    async def work(tries: Tries) -> Sent:
-        told = await ask(node, path, draft.head + draft.body)
-        return Sent(told.get("id", ""), int(told.get("seq", "0")), told.get("dup") == "1")
+        async def work(tries: Tries) -> Sent:
+            heard = self._heard.popleft() if self._heard else ""
+            head = b"heard=%s %s" % (heard.encode(), draft.head) if heard else draft.head
+            try:
+                told = await ask(self.node, self.path, head + draft.body)
+            except OSError as e:
+                if heard and not unsure(e):
+                    self._heard.appendleft(heard)
+                raise
+            draft.sent = Sent(told.get("id", ""), int(told.get("seq", "0")), told.get("dup") == "1")
+            if not before and not tries.unsure:
+                self._hear(draft)
+            return draft.sent
 
-    return await node.do(path, work, deadline=max(draft.until - trio.current_time(), 0.0))
-
-
-def _chains(batch: Sequence[Draft]) -> list[list[Draft]]:
-    """Those of each key, in their order; each without a key by itself."""
-    keyed: dict[str, list[Draft]] = {}
-    for draft in batch:
-        if draft.key:
-            keyed.setdefault(draft.key, []).append(draft)
-    return [*keyed.values(), *([draft] for draft in batch if not draft.key)]
-
-
-def _lost(path: str, outcome: str) -> OSError:
-    return ConnectionResetError(errno.ECONNRESET, f"the node was left; {outcome}", path)
-
-
-def _same(e: OSError) -> OSError:
-    """E for one more who waits: what one does to it does not concern the other."""
-    copy = type(e)(e.errno, e.strerror, e.filename)
-    for note in getattr(e, "__notes__", ()):
-        copy.add_note(note)
-    copy.__cause__ = e
-    return copy
+        return await self.node.do(self.path, work, deadline=max(draft.until - trio.current_time(), 0.0))

@@ -50,7 +50,10 @@ class Shelf:
 
     def drop(self, file: File) -> None:
         """Close one. What was written is known by its answers, so nothing hangs on how that goes."""
-        self._background.start_soon(_closed, file)
+        try:
+            self._background.start_soon(_closed, file)
+        except RuntimeError:
+            pass  # the node was left, and the file goes with its connection
 
 
 async def _closed(file: File) -> None:

@@ -42,6 +42,7 @@ from warren.tree.report import Count, attributes, counts, one
 
 MOST_MEASURED: Final = 200
 NONE: Final = Duration(0)
+LONGEST: Final = 3600.0  # seconds: as long one run may have the bench for itself, as a recipe may say
 
 
 class Boot(Dir):
@@ -130,8 +131,8 @@ class BootCtl(Ctl):
 
 
 def _asked(budget: float, limit: float, recipe: str, accel: str, secure: bool) -> Asked:
-    if budget < 0 or limit < 0:
-        raise Refused(400, "a time is more than none")
+    if not (0 <= budget <= LONGEST and 0 <= limit <= LONGEST):
+        raise Refused(400, f"a time is from 0 to {LONGEST:g} s")
     asked = Asked(recipe, accel, float(budget), float(limit), secure)
     asked.check()
     return asked

@@ -60,12 +60,14 @@ class Settings(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Send(msgspec.Struct, array_like=True, frozen=True, tag=1):
-    """Messages, numbered from FIRST on; of those with an idempotency key, what to remember."""
+    """Messages, numbered from FIRST on; of those with an idempotency key, what to remember; and which keys
+    of earlier ones to forget."""
 
     t: float
     first: int
     messages: list[Message]
     seen: list[Seen] = []
+    heard: list[bytes] = []
 
 
 class Lease(msgspec.Struct, array_like=True, frozen=True, tag=2):

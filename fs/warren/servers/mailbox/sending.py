@@ -3,6 +3,10 @@
 A message with a key that is remembered is not sent again. If it is the same message, the answer is that of
 the first time; if it is another one, it is refused. It is the same by body, `key`, `corr` and `type`.
 
+Who heard the answer, and has no try of that message on its way any more, says so with a later message
+(`heard=`). The earlier key is then forgotten with that record, before its time: so those who send much have
+the topic remember what is outstanding, and not all of the last minutes.
+
 A send is decided in the call, so what one writer sends is in the order in which it was written; what is
 waited for is the disk.
 """
@@ -82,8 +86,9 @@ def _send(topic: Topic, state: State, drafts: Sequence[Draft], by: str) -> Promi
     if not new:
         # It was decided, and may not be durable yet.
         return topic.promise(topic.journal.newest).then(lambda _: sent)
-    _admit(topic, state, new, len(named))
-    record = _record(topic, state, new, list(named), by)
+    heard = [key for d in new if d.heard and (key := _hashed(d.heard)) in state.seen and key not in named]
+    _admit(topic, state, new, len(named) - len(set(heard)))
+    record = _record(topic, state, new, list(named), heard, by)
     said = [Sent(m.id, number, False) for number, m in enumerate(record.messages, record.first)]
     if len(new) < len(drafts):
         ours = iter(said)
@@ -108,16 +113,18 @@ def _admit(topic: Topic, state: State, new: Sequence[Draft], keys: int) -> None:
     if s.full == "refuse" and state.full(len(new), size):
         says = f"{len(state.messages)} of {s.count} messages, {state.bytes} of {s.bytes} bytes"
         raise Refused(429, f"the topic is full: {says}; receive some, or purge it", retry_after=1)
-    if keys and len(state.seen) + keys > topic.limits.keys:
+    if keys > 0 and len(state.seen) + keys > topic.limits.keys:
         raise Refused(429, f"{len(state.seen)} idempotency keys are remembered, the limit", retry_after=1)
 
 
-def _record(topic: Topic, state: State, new: Sequence[Draft], named: list[bytes], by: str) -> Send:
+def _record(
+    topic: Topic, state: State, new: Sequence[Draft], named: list[bytes], heard: list[bytes], by: str
+) -> Send:
     s, t = state.settings, state.t
     messages, seen = [], []
     keys, until = iter(named), t + s.dedupe
     for number, draft in enumerate(new, state.next):
-        body, prio, delay, ttl, key, corr, type, idem, whole = draft
+        body, prio, delay, ttl, key, corr, type, idem, whole, _ = draft
         ends = min([t + life for life in (ttl, s.age) if life]) if ttl or s.age else 0.0
         message = Message(
             topic.ids.next(t), body, prio, t + delay if delay else 0.0, ends, key, corr, type, by, whole
@@ -128,7 +135,7 @@ def _record(topic: Topic, state: State, new: Sequence[Draft], named: list[bytes]
             if s.dedupe:
                 seen.append(Seen(name, message.id, number, draft.payload(), until))
     topic.remember(state.next, messages)
-    return Send(t, state.next, messages, seen)
+    return Send(t, state.next, messages, seen, heard)
 
 
 class Ids:

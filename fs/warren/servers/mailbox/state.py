@@ -49,6 +49,7 @@ from warren.servers.mailbox.records import (
 _EXPIRES: Final = "\0"  # in the agenda, where the name of a queue stands
 MARK_EVERY: Final = 256
 MARKS: Final = 1024
+_STALE: Final = 4096  # keys that were forgotten before their time, and are still noted
 _COST: Final = 128  # what a message is charged besides its bytes
 
 News = tuple[str, dict[str, object]]
@@ -72,6 +73,7 @@ class State:
         self.news: list[News] = []
         self._agenda: list[tuple[float, int, str]] = []
         self._windows: list[tuple[float, list[bytes]]] = []  # when keys are forgotten, and which
+        self._noted = 0  # how many stand there
         self.queues: dict[str, Queue] = {MAIN: self._queue(MAIN)}
 
     def _queue(self, name: str) -> Queue:
@@ -105,6 +107,7 @@ class State:
                 self._ended(queue, number, what, when)
         while self._windows and self._windows[0][0] <= t:
             until, keys = heappop(self._windows)
+            self._noted -= len(keys)
             for key in keys:
                 if (seen := self.seen.get(key)) is not None and seen.until == until:
                     del self.seen[key]
@@ -233,6 +236,8 @@ class State:
             number += 1
         self.counts["sent"] += number - record.first
         self.next = number
+        for key in record.heard:
+            self.seen.pop(key, None)
         if record.seen:
             self._note(record.seen)
 
@@ -246,6 +251,14 @@ class State:
                 keys, until = [], seen.until
             keys.append(seen.key)
         heappush(self._windows, (until, keys))
+        self._noted += len(found)
+        if self._noted > 2 * len(known) + _STALE:
+            again: dict[float, list[bytes]] = {}
+            for each in known.values():
+                again.setdefault(each.until, []).append(each.key)
+            self._windows = list(again.items())
+            heapify(self._windows)
+            self._noted = len(known)
 
     def _remember(self, kept: Kept) -> None:
         self.messages[kept.number] = kept

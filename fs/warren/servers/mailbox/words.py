@@ -1,6 +1,7 @@
 """What people write to a topic's files, and what they read there.
 
     headers     idem=KEY prio=0-9 delay=DURATION ttl=DURATION key=KEY corr=ID type=WORD len=BYTES batch=N
+                heard=KEY
     a message   a line of key=value, an empty line, the body of `len` bytes
     options     max=N vis=DURATION wait=DURATION ack=explicit|auto|none
     answers     ID [LEASE] | nack ID [LEASE] [delay=DURATION] | extend ID [LEASE] DURATION
@@ -29,12 +30,14 @@ BATCH_BYTES: Final = 512 << 10
 LEASE_LEAST, LEASE_MOST = 0.25, 12 * 3600.0
 _UNSAID: Final = b"0:0:0:"
 _SIMPLE: Final = re.compile(
-    rb"(?:batch=(\d{1,2}) )?(?:idem=([\w.:/-]{1,200}) )?(?:key=([\w.:/-]{1,200}) )?len=(\d{1,7})\n\n"
+    rb"(?:batch=(\d{1,2}) )?(?:heard=([\w.:/-]{1,200}) )?(?:idem=([\w.:/-]{1,200}) )?"
+    rb"(?:key=([\w.:/-]{1,200}) )?len=(\d{1,7})\n\n"
 )
 _ID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _LEASE: Final = re.compile(r"[0-9a-f]{24}")
 _LEVELS: Final = ("explicit", "auto", "none")
-_HEADERS: Final = ("idem", "prio", "delay", "ttl", "key", "corr", "type", "len", "batch")
+_WORDS: Final = ("key", "corr", "type", "idem", "heard")
+_HEADERS: Final = ("idem", "prio", "delay", "ttl", "key", "corr", "type", "len", "batch", "heard")
 
 
 class Draft(NamedTuple):
@@ -49,10 +52,11 @@ class Draft(NamedTuple):
     type: str = ""
     idem: str = ""
     whole: bool = True
+    heard: str = ""  # an idempotency key that need not be remembered any more
 
     def payload(self) -> bytes:
         """What must be the same where the idempotency key is."""
-        body, _, _, _, key, corr, type, _, _ = self
+        body, _, _, _, key, corr, type, _, _, _ = self
         words = _UNSAID
         if key or corr or type:
             words = "".join([f"{len(word)}:{word}" for word in (key, corr, type)]).encode()
@@ -101,7 +105,7 @@ def _draft(named: Mapping[str, str], body: bytes, whole: bool) -> Draft:
         duration("delay", named["delay"]) if "delay" in named else 0.0,
         duration("ttl", named["ttl"], 0.001) if "ttl" in named else 0.0,
         whole=whole,
-        **{name: word(name, named[name]) for name in ("key", "corr", "type", "idem") if name in named},
+        **{name: word(name, named[name]) for name in _WORDS if name in named},
     )
 
 
@@ -134,7 +138,7 @@ class Parcel:
         drafts: list[Draft] = []
         at, count, size, end, most = 0, 1, 0, len(data), self.most
         while (found := _SIMPLE.match(data, at)) is not None:
-            batch, idem, key, length = found.groups()
+            batch, heard, idem, key, length = found.groups()
             if batch is not None:
                 count, most = int(batch), BATCH_BYTES
                 if drafts or not 0 < count <= BATCH:
@@ -145,7 +149,8 @@ class Parcel:
             if at > end or size > most:
                 return None
             named, ordered = idem.decode() if idem else "", key.decode() if key else ""
-            drafts.append(Draft(data[begins:at], 0, 0.0, 0.0, ordered, "", "", named))
+            known = heard.decode() if heard else ""
+            drafts.append(Draft(data[begins:at], 0, 0.0, 0.0, ordered, "", "", named, True, known))
             if len(drafts) == count:
                 return drafts if at == end else None
         return None

@@ -114,13 +114,17 @@ class ParcelHandle(BlobHandle):
         if isinstance(sent, Promise):
             self._owed = sent
             return sent.then(self._told)
-        return self._coming(sent)
+        self._owed = Promise()
+        return self._coming(sent, self._owed)
 
     def _told(self, sent: Sequence[Sent]) -> None:
         self.says = told(sent)
 
-    async def _coming(self, coming: Awaitable[list[Sent]]) -> None:
-        self._told(await coming)
+    async def _coming(self, coming: Awaitable[list[Sent]], owed: Promise) -> None:
+        try:
+            self._told(await coming)
+        finally:
+            owed.keep()  # whatever became of it, it is no longer being sent
 
 
 async def _when(coming: Awaitable[None], n: int) -> int:

@@ -28,6 +28,7 @@ async def leave(machine: Machine, name: str) -> str:
     needs += 1024 * (len(texts) + sum(len(shelf.files) for shelf in shelves.values())) + 10240
     machine.output.room(needs)
     kept = machine.output.add(target)
+    kept.size_now = needs  # its room is taken from now on, whoever else writes meanwhile
     files = [
         (f"{top}/{file}", shelf.folder / file)
         for top, shelf in shelves.items()
@@ -37,12 +38,14 @@ async def leave(machine: Machine, name: str) -> str:
     path, now = machine.output.folder / target, int(machine.vm.clock.now())
     try:
         await trio.to_thread.run_sync(_write, path, texts, files, now)
+        size = path.stat().st_size
     except BaseException as e:
-        machine.output.unlink(target, None)
+        if machine.output.files.get(target) is kept:
+            machine.output.unlink(target, None)
         if isinstance(e, OSError) and not isinstance(e, Refused):
             raise Refused(502, f"the archive was not written: {e}") from None
         raise
-    kept.size_now = path.stat().st_size
+    kept.size_now = size
     return f"out/{target} size={kept.size_now}"
 
 

@@ -10,6 +10,7 @@ with all of them together, when the machine is started.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -57,12 +58,18 @@ def file_of(word: str, shelf: Shelf, caller: Caller) -> Path:
         if found is None:
             raise Refused(404, f"there is no {name} in the machine's in/; put it there first")
         return found
-    if caller.subject != "local":
+    if not is_local(caller):
         raise Refused(403, f"{word} is a file of this host, for local callers only; put yours into in/")
     path = Path(word)
     if not path.is_absolute() or not path.is_file():
         raise Refused(404, f"{word} is no file; name one of in/, or one of this host by its whole path")
     return path
+
+
+def is_local(caller: Caller) -> bool:
+    """Whether it is this role's own user who asks. With a token that alone counts, and none is about files of
+    the host."""
+    return caller.subject == "local" and getattr(caller, "token", None) is None
 
 
 def share_of(
@@ -125,7 +132,7 @@ class Asked:
 
     def limit(self, cpu: float, mem: str, disk: str, wall: float) -> None:
         """Set what is given; what is not stays as it was."""
-        if cpu < 0 or cpu > MOST_CPUS or wall < 0:
+        if not (0 <= cpu <= MOST_CPUS and 0 <= wall < math.inf):
             raise Refused(400, f"cpu is a number of processors up to {MOST_CPUS}, wall a time such as 60s")
         given: dict[str, float | int] = {"cpu": cpu, "wall": float(wall)}
         if mem:

@@ -98,7 +98,9 @@ class Machine:
         raise Refused(409, said)
 
     def to(self, state: str, **said: object) -> None:
-        """It is in another state, and that is told."""
+        """It is in another state, and that is told. One that has ended stays so, whatever was on its way."""
+        if self.state == ENDED:
+            return
         self.state = state
         self.events.tell(state, **said)
 
@@ -128,6 +130,7 @@ class Machine:
             return
         if self.state == PAUSED:
             await self.run.running.resume()
+            self.must("stop")
         self.to(STOPPING)
         await self.run.stop(self.vm.grace)
 
@@ -142,13 +145,16 @@ class Machine:
     async def pause(self) -> None:
         self.must("pause")
         await self.run.up().pause()
-        self.before_pause = self.state
-        self.to(PAUSED)
+        # Somebody else may have been quicker: another who pauses, or stops it.
+        if self.state in STATES["pause"]:
+            self.before_pause = self.state
+            self.to(PAUSED)
 
     async def resume(self) -> None:
         self.must("resume")
         await self.run.up().resume()
-        self.to(self.before_pause)
+        if self.state == PAUSED:
+            self.to(self.before_pause)
 
     async def reset(self) -> None:
         """The guest begins again, and so does what is served to it."""
@@ -161,7 +167,8 @@ class Machine:
             await running.reset()
         except Refused:
             self.run.as_before(before)
-            self.state = state
+            if self.state == RUNNING:
+                self.state = state
             raise
 
     async def snapshot(self, name: str) -> None:

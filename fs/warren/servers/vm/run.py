@@ -33,7 +33,7 @@ TYPING: Final = 5.0  # seconds for a guest to take what is typed
 LAST_WORDS: Final = 1.0  # seconds to read what the console said before it ended
 _REFUSED: Final = 0x2B  # what our own root task leaves with when its self-test failed
 _LEFT: Final = {0x2A: 0, _REFUSED: 1}
-_OUR_KEYS: Final = ("seq", "ts", "kind")
+_OUR_KEYS: Final = ("self", "seq", "ts", "kind")  # no record has room for them; status shows them all
 
 
 class Before(NamedTuple):
@@ -80,10 +80,11 @@ class Run:
 
     async def stop(self, grace: float) -> None:
         """Ask the guest in every way there is; GRACE later it is ended."""
-        running = self.up()
-        assert self._nursery is not None
+        running, nursery = self.up(), self._nursery
+        if nursery is None:
+            raise Refused(409, "the machine has ended")
         self.cause = self.cause or {"ended": "stop"}
-        self._nursery.start_soon(self._after, grace, running.kill)
+        nursery.start_soon(self._after, grace, running.kill)
         heard = self.guest.ready.is_set()
         if heard:
             self.guest.tell(self.built.stops if self.built is not None else "stop")
@@ -245,8 +246,10 @@ class Run:
             self._measure()
             if self.cage is not None and self.cage.watch_mem(self.used.rss):
                 await self._bite("mem")
-            used = await trio.to_thread.run_sync(disk_usage, machine.folder)
-            if used > machine.disk_most + machine.inputs.used:
+            used = 0
+            for name in ("run", "out"):  # what is in in/ has a bound of its own
+                used += await trio.to_thread.run_sync(disk_usage, machine.folder / name)
+            if used > machine.disk_most:
                 await self._bite("disk")
 
     def _measure(self) -> None:

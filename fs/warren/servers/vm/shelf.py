@@ -89,6 +89,9 @@ class Kept(File):
         super().__init__(self.bytes_at, self._write, lambda: self.size_now, self._cut)
 
     def _open(self, flags: int) -> int:
+        # Another file may have the name by now, and what is written to that one is not counted here.
+        if self.shelf.files.get(self.name) is not self:
+            raise Refused(409, "the file was removed; open it again", errno=errno.ESTALE)
         return os.open(self.shelf.folder / self.name, flags | _FLAGS)
 
     def bytes_at(self, offset: int, count: int) -> Bytes:
@@ -99,11 +102,10 @@ class Kept(File):
             os.close(fd)
 
     def _write(self, offset: int, data: Bytes) -> int:
-        end = offset + len(data)
-        if end > self.size_now:
-            self.shelf.room(end, self)
         fd = self._open(os.O_WRONLY)
         try:
+            if (end := offset + len(data)) > self.size_now:
+                self.shelf.room(end, self)
             n = os.pwrite(fd, data, offset)
         finally:
             os.close(fd)
@@ -111,10 +113,10 @@ class Kept(File):
         return n
 
     def _cut(self, size: int) -> None:
-        if size > self.size_now:
-            self.shelf.room(size, self)
         fd = self._open(os.O_WRONLY)
         try:
+            if size > self.size_now:
+                self.shelf.room(size, self)
             os.ftruncate(fd, size)
         finally:
             os.close(fd)

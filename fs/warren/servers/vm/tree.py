@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -13,6 +14,7 @@ from typing import Final
 
 import trio
 from warren.boot.machines.recipe import BadRecipe, Recipe, load
+from warren.servers.vm.asked import is_local
 from warren.servers.vm.backend import Backend
 from warren.servers.vm.backends import Backends, usual
 from warren.servers.vm.ctl import MachineCtl
@@ -144,6 +146,9 @@ class Vm(Dir):
             raise Refused(404, str(e)) from None
 
     def free_name(self, name: str, but: Machine) -> None:
+        """Refuse a name that another machine has, or will have because nobody gives it one."""
+        if re.fullmatch(r"vm-\d+", name) and name != f"vm-{but.id}":
+            raise Refused(409, f"{name} is what machine {name[3:]} is called; choose another name")
         if any(m.label == name and m is not but for m in self.machines.values() if m.state != ENDED):
             raise Refused(409, f"a machine is called {name} already; choose another name")
 
@@ -278,7 +283,7 @@ class Qmp(Sink):
         self.machine = machine
 
     def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
-        if caller.subject == "local":
+        if is_local(caller):
             return super().open(flags, caller)
         if caller.subject != self.machine.owner:
             raise Refused(403, f"only {self.machine.owner}, whose machine this is, and local callers may")
