@@ -98,8 +98,8 @@ async def test_the_host_is_a_queen_for_the_role() -> None:
         assert b"role=Guest" in await files.read("/role/status")
         assert b"verified=package" in await files.read("/role/status")
         assert b"serve.ram" in await files.read("/dev/caps")
-        await files.write("/work/one", b"1", create=True)
-        assert await files.read("/work/one") == b"1"
+        await files.write("/scratch/one", b"1", create=True)
+        assert await files.read("/scratch/one") == b"1"
         assert b"uid=" in await files.read("/proc/boot")
 
 

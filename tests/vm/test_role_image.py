@@ -164,8 +164,8 @@ async def _served(host: Host, machine: Qemu, seen: Seen) -> None:
     assert machine.export is not None
     async with dial(Kept(machine.export), uname="host", deadline=LIMIT) as files:
         seen.served["own"] = [entry.name for entry in await files.ls("/")]
-        await files.write("/work/note", b"for later", create=True)
-        seen.work = await files.read("/work/note")
+        await files.write("/scratch/note", b"for later", create=True)
+        seen.work = await files.read("/scratch/note")
         for path, data in (("/proc/lifecycle/ctl", b"offline\n"), ("/srv/mine", b"unix!/tmp/x\n")):
             try:
                 await files.write(path, data, create=path.startswith("/srv"))

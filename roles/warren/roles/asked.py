@@ -34,8 +34,8 @@ group queens role/QueenPrimary/* role/RegionalQueen/* role/BareMetalQueen/*
 include base.role
 include overseen.role
 namespace base.ns
-serve ram /work size=16M
-allow queens read,write,create,remove /work/**
+serve ram /scratch size=16M
+allow queens read,write,create,remove /scratch/**
 """
 
 
