@@ -1,4 +1,4 @@
-"""A shelf of images that a test put there: what `prepare.Images` asks for, in the simplest form."""
+"""A shelf of images that a test put there: `warren.boot.images.shelf`, in the simplest form."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import trio
+from warren.boot.images.shelf import Verdict
 from warren.tree import Refused
 
 from tests.boot import mutants, tiny
-
-
-class Checked(NamedTuple):
-    ok: bool
-    faults: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -74,10 +69,10 @@ class Shelf:
         self.built.append(name)
         return made
 
-    def verify(self, image: Image) -> Checked:
+    def verify(self, image: Image) -> Verdict:
         faults = [
             f"{word}: it is not what was signed"
             for word, path in image.files.items()
             if hashlib.sha256(path.read_bytes()).hexdigest() != image.sums[word]
         ]
-        return Checked(not faults, tuple(faults))
+        return Verdict(not faults, tuple(faults))

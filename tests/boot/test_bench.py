@@ -13,8 +13,8 @@ from warren.boot.harness.bench import LINES, Bench
 from warren.boot.harness.gate import Pin
 from warren.boot.harness.harness import Job
 from warren.boot.harness.outcome import Asked
-from warren.boot.harness.prepare import Image as AnImage
 from warren.boot.harness.prepare import prepare
+from warren.boot.images.shelf import Image as AnImage
 from warren.boot.machines import recipe
 from warren.boot.machines.accel import Accelerators
 from warren.boot.machines.probe import Verdict

@@ -24,6 +24,7 @@ from warren.serve.export import Export
 from warren.serve.stream import serve_stream
 from warren.servers.mailbox import Mailbox
 from warren.servers.ram import Ram
+from warren.servers.vm.lent import Lent
 from warren.store.memory import MemoryStore
 from warren.traces.audit import AuditMemory
 from warren.traces.ring import TraceRing
@@ -89,25 +90,6 @@ class Host:
         return await self.until(key)
 
 
-class Kept(trio.abc.Stream):
-    """A stream that outlives whoever uses it."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self.stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self.stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self.stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-
 async def visit(image: Image, place: Images) -> Seen:
     seen = Seen()
     line = f"{image.files['cmdline'].read_text().strip()} warren.name=one"
@@ -162,7 +144,7 @@ async def _inside(host: Host, machine: Qemu, seen: Seen) -> None:
 async def _served(host: Host, machine: Qemu, seen: Seen) -> None:
     """What its host may do in the tree that it serves."""
     assert machine.export is not None
-    async with dial(Kept(machine.export), uname="host", deadline=LIMIT) as files:
+    async with dial(Lent(machine.export), uname="host", deadline=LIMIT) as files:
         seen.served["own"] = [entry.name for entry in await files.ls("/")]
         await files.write("/scratch/note", b"for later", create=True)
         seen.work = await files.read("/scratch/note")
@@ -186,7 +168,7 @@ async def _others(host: Host, machine: Qemu, seen: Seen, place: Images) -> None:
         host.guest.tell("again")
         seen.reports[name] = await host.until("state", "ready")
     assert machine.export is not None
-    async with dial(Kept(machine.export), uname="host", deadline=LIMIT) as files:
+    async with dial(Lent(machine.export), uname="host", deadline=LIMIT) as files:
         seen.served["signed"] = [entry.name for entry in await files.ls("/sim")]
 
 
@@ -244,7 +226,7 @@ def test_what_it_cannot_do_it_says(seen: Seen) -> None:
 
 
 def test_its_own_tree_is_served_to_its_host(seen: Seen) -> None:
-    assert {"dev", "proc", "role", "log", "work"} <= set(seen.served["own"])
+    assert {"dev", "proc", "role", "log", "scratch"} <= set(seen.served["own"])
     assert seen.work == b"for later"
     assert seen.refusals["/srv/mine"].startswith("403 denied")
     assert seen.refusals["/proc/lifecycle/ctl"].startswith("400 unknown_verb")

@@ -40,7 +40,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import trio
 from trio.abc import AsyncResource
+from warren.tree.promise import Promise
 
 NAME_MAX = 200
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
@@ -311,6 +313,22 @@ class Store(AsyncResource):
         Raises `Conflict`, `TooLarge`, `StoreFull`; `ValueError` for an empty batch.
         Cancelled: all of them are there or none is, and which is not known.
         """
+
+    def appending(self, topic: str, batch: Sequence[bytes], *, expect_last: int | None = None) -> Promise:
+        """The same for who has no task to wait with: the seqs are promised, and cannot be given up.
+
+        An engine that can has begun when this returns.
+        """
+        owed = Promise()
+
+        async def append() -> None:
+            try:
+                owed.keep(await self.append_batch(topic, batch, expect_last=expect_last))
+            except Exception as e:
+                owed.fail(e)
+
+        trio.lowlevel.spawn_system_task(append, name=f"append to {topic}")
+        return owed
 
     @abstractmethod
     async def read(self, topic: str, seq: int) -> Record:

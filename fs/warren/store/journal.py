@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -52,7 +53,7 @@ class Journal:
         self.next = 1  # the seq of what is added next
         self._queue: deque[Batch] = deque()
         self._flying: Batch | None = None
-        self._writing = False
+        self._soon = False  # it begins when the loop turns
 
     def begin(self, last: int) -> None:
         """Go on behind LAST."""
@@ -108,39 +109,39 @@ class Journal:
         return self._queue[-1] if self._queue else self._flying
 
     def _write_on(self) -> None:
-        if not self._writing:
-            self._writing = True
-            trio.lowlevel.spawn_system_task(self._write_all, name=f"journal of {self.name}")
+        """Begin when the loop turns, so that what is decided until then goes too."""
+        if self._flying is None and not self._soon:
+            self._soon = True
+            trio.lowlevel.current_trio_token().run_sync_soon(self._begin)
 
-    async def _write_all(self) -> None:
-        try:
-            while self._queue:
-                batch = self._flying = self._queue.popleft()
-                await self._write(batch)
-                if batch.owed and self._queue:
-                    # So that what comes next is on its way to the disk while these are answered.
-                    trio.lowlevel.spawn_system_task(_keep, batch, name=f"answers of {self.name}")
-                else:
-                    await _keep(batch)
-        finally:
-            self._writing = False
+    def _begin(self) -> None:
+        self._soon = False
+        if self._queue and self._flying is None:
+            batch = self._flying = self._queue.popleft()
+            self.store.appending(self.name, batch.records, expect_last=self.last).told(
+                partial(self._done, batch)
+            )
 
-    async def _write(self, batch: Batch) -> None:
-        batch.error = StoreFailed(f"{self.name}: the write was broken off")
+    def _done(self, batch: Batch, appended: Promise) -> None:
+        """The store has answered. What waited is on its way to the disk before anybody is told."""
+        self._flying = None
+        error = appended.error
         try:
-            seqs = await self.store.append_batch(self.name, batch.records, expect_last=self.last)
-            self.last = seqs[-1]
-            batch.error = None
-            self._written(batch)
-        except StoreError as e:
-            batch.error = e
+            if error is None:
+                self.last = appended.value[-1]
+                self._written(batch)
         except Exception as e:  # a defect, and nobody above to hear of it but those who wait
-            batch.error = StoreFailed(f"{self.name}: {e!r}")
-        finally:
-            self._flying = None
-            self._end(batch)
-            if batch.error is not None:
-                self._refuse(batch.error)
+            error = e
+        if error is not None and not isinstance(error, StoreError):
+            error = StoreFailed(f"{self.name}: {error!r}")
+        batch.error = error
+        self._end(batch)
+        if error is not None:
+            self._refuse(error)
+        elif self._queue:
+            self._begin()
+        for owed in batch.owed:
+            _answer(owed, error)
 
     def _end(self, batch: Batch) -> None:
         batch.done = True
@@ -159,12 +160,6 @@ class Journal:
         for batch in refused:
             for owed in batch.owed:
                 owed.fail(error)
-
-
-async def _keep(batch: Batch) -> None:
-    """Answer those to whom it was promised."""
-    for owed in batch.owed:
-        _answer(owed, batch.error)
 
 
 def _answer(owed: Promise, error: StoreError | None) -> None:

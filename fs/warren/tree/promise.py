@@ -52,6 +52,8 @@ class Promise:
     def otherwise(self, worded: Callable[[Exception], Exception]) -> Promise:
         """Let WORDED make the error out of what it would have been, if it comes to that."""
         self._otherwise = worded
+        if self.error is not None:
+            self.error = worded(self.error)
         return self
 
     def keep(self, value: object = None) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Final
 
 import trio
-from warren.boot.images.image import Image, Images, Verdict
+from warren.boot.images.image import Image, Images
+from warren.boot.images.shelf import Verdict
 from warren.tree import Refused, describe
 
 LONGEST: Final = 4096  # bytes of a line

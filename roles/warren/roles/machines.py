@@ -19,9 +19,9 @@ import trio
 from warren.auth.rights import Policy
 from warren.boot.harness.bench import Bench
 from warren.boot.harness.harness import Job
-from warren.boot.harness.prepare import Checked, Image, secured
-from warren.boot.harness.prepare import Images as Shelf
+from warren.boot.harness.prepare import secured
 from warren.boot.images.image import Images
+from warren.boot.images.shelf import Image, Shelf, Verdict
 from warren.boot.machines.accel import Accelerators
 from warren.boot.machines.recipe import Recipe
 from warren.roles.builder import Beside
@@ -77,7 +77,7 @@ class _Empty:
     async def build(self, name: str, progress: Callable[[str], None] = lambda said: None) -> Image:
         raise self.why
 
-    def verify(self, image: Image) -> Checked:
+    def verify(self, image: Image) -> Verdict:
         raise self.why
 
 

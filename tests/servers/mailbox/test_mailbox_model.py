@@ -23,7 +23,7 @@ from warren.servers.mailbox.records import Settings
 from warren.servers.mailbox.sending import send
 from warren.servers.mailbox.state import State
 from warren.servers.mailbox.topic import Topic
-from warren.servers.mailbox.words import Answer, Draft, Options
+from warren.servers.mailbox.words import Answer, Draft, Options, Parcel
 from warren.store import MemoryStore, Store, StoreFailed
 from warren.store.sqlite import open_sqlite
 from warren.tree import Refused
@@ -100,12 +100,12 @@ class Model:
         drafts = []
         for _ in range(count):
             self.made += 1
-            drafts.append(Draft(b"%d" % self.made, key=key, prio=prio, delay=delay, idem=f"i{self.made}"))
-        sent = await send(self.topic, drafts, "ann")
+            drafts.append(Draft(b"%d" % self.made, key=key, prio=prio, delay=delay, idem=b"i%d" % self.made))
+        sent = await send(self.topic, Parcel(drafts), "ann")
         assert [s.dup for s in sent] == [False] * count
         self.sure.update(draft.body for draft in drafts)
         if prio > 5:
-            assert [s.id for s in await send(self.topic, drafts, "bob")] == [s.id for s in sent]
+            assert [s.id for s in await send(self.topic, Parcel(drafts), "bob")] == [s.id for s in sent]
 
     async def do_take(self, most: int, name: str) -> None:
         taken = await self.try_take(Options(max=most), name)

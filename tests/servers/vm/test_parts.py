@@ -2,9 +2,9 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
@@ -19,6 +19,7 @@ from warren.servers.vm.limits import NO_GROUPS, Bounds, Cage, Groups, disk_usage
 from warren.servers.vm.shelf import Shelf
 from warren.tree import Dir, Refused, Stream
 
+from tests.boot import shelf as images
 from tests.servers.ports import Nobody
 from tests.servers.vm.standin import StandIn
 from tests.wire import served
@@ -279,47 +280,35 @@ async def test_none_that_works_is_told_with_every_reason() -> None:
         nursery.cancel_scope.cancel()
 
 
-class Store:
+def store(folder: Path, kind: str, built: bool) -> images.Shelf:
     """A store of one image, of some kind."""
+    parts = dict.fromkeys(("kernel", "root", "initrd"), b"")
 
-    def __init__(self, folder: Path, kind: str, built: bool) -> None:
-        self.name, self.kind, self.input_hash, self.there = "one", kind, "ab" * 32, built
-        self.files = {word: folder / word for word in ("kernel", "root", "initrd", "cmdline")}
-        self.files["cmdline"].write_text("quiet\n")
-        self.opened = 0
+    def make(name: str) -> images.Image:
+        return replace(images.image(folder / name, name, cmdline=b"quiet\n", **parts), kind=kind)
 
-    def names(self) -> Iterator[str]:
-        return iter(["one"])
-
-    def find(self, name: str) -> Any:
-        return self if self.there else None
-
-    async def build(self, name: str, progress: Any = None) -> Any:
-        progress("compiling")
-        await trio.lowlevel.checkpoint()
-        self.there = True
-        return self
+    return images.Shelf({"one": make("one") if built else None}, make)
 
 
 @pytest.mark.parametrize(("kind", "then"), [("standin", "exit 0"), ("linux", "")])
 async def test_an_image_says_how_it_is_run(kind: str, then: str, tmp_path: Path) -> None:
-    store = Store(tmp_path, kind, built=True)
-    found = await StoredImages(lambda: store).find("one", pytest.fail)
+    found = await StoredImages(lambda: store(tmp_path, kind, built=True)).find("one", pytest.fail)
     assert found.recipe.startswith(kind)
     assert (found.then, found.named, found.cmdline) == (then, kind == "linux", "quiet")
 
 
 async def test_one_that_is_not_built_is_built_and_that_is_told(tmp_path: Path) -> None:
+    kept = store(tmp_path, "standin", built=False)
     told: list[str] = []
-    images = StoredImages(lambda: Store(tmp_path, "standin", built=False))
-    assert list(images.names()) == ["one"]
-    await images.find("one", told.append)
+    stored = StoredImages(lambda: kept)
+    assert list(stored.names()) == ["one"]
+    await stored.find("one", told.append)
     assert told == ["the image one is not built yet", "compiling", "the image one is built"]
 
 
 async def test_kinds_that_are_not_run_here_say_so(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="not run by /vm"):
-        await StoredImages(lambda: Store(tmp_path, "secure", built=True)).find("one", pytest.fail)
+        await StoredImages(lambda: store(tmp_path, "secure", built=True)).find("one", pytest.fail)
     with pytest.raises(Refused, match="no store of images"):
         await NoImages().find("one", pytest.fail)
 

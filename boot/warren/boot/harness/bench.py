@@ -31,7 +31,8 @@ from warren.boot.harness import gate, harness
 from warren.boot.harness.gate import Gate, Measured, Pin
 from warren.boot.harness.harness import Job, Report
 from warren.boot.harness.outcome import Asked, Outcome, Verification, recipe_of
-from warren.boot.harness.prepare import Image, Images, judged, measured, prepare
+from warren.boot.harness.prepare import judged, measured, prepare
+from warren.boot.images.shelf import Image, Shelf
 from warren.boot.machines.accel import INTERPRETER, Accelerators
 from warren.boot.machines.qemu import Boots
 from warren.boot.machines.recipe import Recipe
@@ -58,7 +59,7 @@ class Bench:
     """One place where images are booted. It does one thing at a time only if it is asked so."""
 
     def __init__(
-        self, images: Images, serve: Serve, accelerators: Accelerators, folder: Path,
+        self, images: Shelf, serve: Serve, accelerators: Accelerators, folder: Path,
         secure: Callable[[Image, Recipe, Path], Job] | None = None,
     ) -> None:  # fmt: skip
         self.images, self.serve, self.accelerators = images, serve, accelerators

@@ -12,12 +12,12 @@ passed; the kernels are less strict. A Linux kernel was judged by who built it, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
 from warren.boot.formats import elf, multiboot
 from warren.boot.harness.harness import Job
+from warren.boot.images.shelf import Image
 from warren.boot.machines.qemu import Boots
 from warren.boot.machines.recipe import Recipe
 from warren.boot.secure import firmware
@@ -27,53 +27,6 @@ from warren.tree import Refused
 _ORDER: Final = ("kernel", "root", "initrd", "cmdline", "uki", "esp")
 _PIECE: Final = 1 << 20
 _NO_MARKER: Final = b"\0"  # READY is said on the channel and not on the serial line
-
-
-class Image(Protocol):
-    """A built image, as far as booting it goes."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def input_hash(self) -> str: ...
-
-    @property
-    def files(self) -> Mapping[str, Path]: ...
-
-
-class Checked(Protocol):
-    """Whether a built image is what was signed."""
-
-    @property
-    def ok(self) -> bool: ...
-
-    @property
-    def faults(self) -> Sequence[str]: ...
-
-
-class Images(Protocol):
-    """Where images are kept and built. Unknown names are Refused (404)."""
-
-    def names(self) -> Sequence[str]: ...
-
-    def find(self, name: str) -> Image | None:
-        """Built from the inputs as they are now."""
-
-    def latest(self, name: str) -> Image | None:
-        """The last one that was built."""
-
-    async def build(self, name: str, progress: Callable[[str], None] = ...) -> Image:
-        """The one that `find` has, or a new one. Cancelled leaves nothing half."""
-
-    def verify(self, image: Any) -> Checked:
-        """Whether an image of this store is what was signed, every file of it. Reads them all."""
 
 
 def prepare(image: Image, recipe: Recipe, folder: Path) -> Job:

@@ -30,13 +30,14 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 from warren.boot.images.build import SECURE_BOOT, names, planned, read
 from warren.boot.images.inputs import Lock, resolved
 from warren.boot.images.manifest import MAX_TEXT, Input, Manifest, Output, Signer, sum_of
 from warren.boot.images.plan import Pinned, Plan, Progress, Recipe
+from warren.boot.images.shelf import Verdict
 from warren.boot.secure.firmware import Keys
 from warren.tree.errors import Refused
 
@@ -44,13 +45,6 @@ STORE: Final = "WARREN_IMAGES"
 MANIFEST, SIGNATURE, BUILT, LATEST = "manifest", "manifest.sig", "built", "latest"
 KEPT: Final = 2
 LOOK: Final = 0.2
-
-
-class Verdict(NamedTuple):
-    """Whether an image is what was signed here, and everything that speaks against it."""
-
-    ok: bool
-    faults: tuple[str, ...]
 
 
 @dataclass(frozen=True)

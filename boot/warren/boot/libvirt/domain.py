@@ -15,12 +15,12 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
+from warren.boot.machines.qmp import answered, parsed, result, spelt
 from warren.tree import Refused
 
 if TYPE_CHECKING:
     from warren.boot.libvirt.library import Host
 
-LONGEST: Final = 1 << 20  # bytes of a command for QEMU
 KEPT: Final = 64  # events of one machine
 # By their numbers, which are libvirt's ABI.
 _LIFE: Final = (
@@ -114,32 +114,18 @@ class Domain:
 
     async def monitor(self, command: bytes) -> bytes:
         """A command of QEMU's own protocol and its answer, JSON both. Cancelled: it was done, or not."""
-        if len(command) > LONGEST:
-            raise Refused(413, f"a command has at most {LONGEST} bytes")
-        try:
-            asked = json.loads(command)
-        except (ValueError, RecursionError):
-            raise Refused(400, 'a command is a JSON object, such as {"execute": "query-status"}') from None
-        if not isinstance(asked, dict) or not isinstance(asked.get("execute"), str):
-            raise Refused(400, 'a command names what to execute, such as {"execute": "query-status"}')
-        theirs = asked.pop("id", None)  # libvirt numbers commands itself
-        if self.known is None:
-            raise Refused(409, "the machine has ended")
-        ask = self.host.qemu.qemuMonitorCommand
-        answer = json.loads(await self.host.call(asked["execute"], ask, self.known, json.dumps(asked), 0))
-        answer.pop("id", None)
-        if theirs is not None:
-            answer["id"] = theirs
-        return json.dumps(answer, separators=(",", ":")).encode() + b"\n"
+        asked, theirs = parsed(command)
+        return answered(await self._asked(asked), theirs)
 
     async def execute(self, command: str, **arguments: Any) -> Any:
         """As `monitor`, for us: what the command returned. Refused (502) has QEMU's words."""
-        spelt = {key.replace("_", "-"): value for key, value in arguments.items()}
-        asked = {"execute": command, **({"arguments": spelt} if spelt else {})}
-        answer = json.loads(await self.monitor(json.dumps(asked).encode()))
-        if (error := answer.get("error")) is not None:
-            raise Refused(502, f"QEMU says: {error.get('desc', error)}")
-        return answer.get("return")
+        return result(await self._asked(spelt(command, arguments)))
+
+    async def _asked(self, asked: dict[str, Any]) -> Any:
+        if self.known is None:
+            raise Refused(409, "the machine has ended")
+        ask = self.host.qemu.qemuMonitorCommand
+        return json.loads(await self.host.call(asked["execute"], ask, self.known, json.dumps(asked), 0))
 
 
 def _word(words: tuple[str, ...], number: int) -> str:

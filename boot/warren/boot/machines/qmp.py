@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 from collections import deque
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import trio
@@ -66,30 +67,17 @@ class Qmp:
     async def ready(self) -> None:
         """Return once all of `begin` is done. Raises Refused if QEMU ended, or said no."""
         for number in self._first:
-            self._result(await self._answer(number))
+            result(await self._answer(number))
         self._first = []
 
     async def execute(self, command: str, patience: float = PATIENCE, **arguments: Any) -> Any:
         """Do one command. Cancelled: it was done, or not."""
-        asked = {"execute": command, **({"arguments": _spelt(arguments)} if arguments else {})}
-        return self._result(await self._ask(asked, patience))
+        return result(await self._ask(spelt(command, arguments), patience))
 
     async def raw(self, command: bytes, patience: float = PATIENCE) -> bytes:
         """One command as it was written, and the whole answer. Refused if it is no command at all."""
-        if len(command) > LONGEST:
-            raise Refused(413, f"a command has at most {LONGEST} bytes")
-        try:
-            asked = json.loads(command)
-        except (ValueError, RecursionError):
-            raise Refused(400, 'a command is a JSON object, such as {"execute": "query-status"}') from None
-        if not isinstance(asked, dict) or not isinstance(asked.get("execute"), str):
-            raise Refused(400, 'a command names what to execute, such as {"execute": "query-status"}')
-        theirs = asked.pop("id", None)
-        answer = dict(await self._ask(asked, patience))
-        answer.pop("id", None)
-        if theirs is not None:
-            answer["id"] = theirs
-        return _line(answer)
+        asked, theirs = parsed(command)
+        return answered(await self._ask(asked, patience), theirs)
 
     async def event(self, *names: str, since: int | None = None) -> Event:
         """The next event of one of these NAMES; SINCE is a `seen` of before. Cancelled: nothing was taken."""
@@ -170,20 +158,42 @@ class Qmp:
             if scope.cancelled_caught:
                 raise Refused(504, f"QEMU takes no commands since {PATIENCE:g} s")
 
-    def _result(self, answer: dict[str, Any]) -> Any:
-        if (error := answer.get("error")) is not None:
-            said = error.get("desc") if isinstance(error, dict) else None
-            raise Refused(502, f"QEMU says: {said or error}")
-        return answer.get("return")
-
 
 def _gone() -> Refused:
     return Refused(502, "QEMU has ended")
 
 
-def _spelt(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Python has no hyphen in names; QEMU's own arguments have no underscore."""
-    return {key.replace("_", "-"): value for key, value in arguments.items()}
+def parsed(command: bytes) -> tuple[dict[str, Any], Any]:
+    """A command that somebody wrote, and the id that they gave it. Refused if it is none."""
+    if len(command) > LONGEST:
+        raise Refused(413, f"a command has at most {LONGEST} bytes")
+    try:
+        asked = json.loads(command)
+    except (ValueError, RecursionError):
+        raise Refused(400, 'a command is a JSON object, such as {"execute": "query-status"}') from None
+    if not isinstance(asked, dict) or not isinstance(asked.get("execute"), str):
+        raise Refused(400, 'a command names what to execute, such as {"execute": "query-status"}')
+    return asked, asked.pop("id", None)  # commands are numbered by whoever carries them
+
+
+def answered(answer: Mapping[str, Any], theirs: Any) -> bytes:
+    """An answer as a line, with the id of whoever asked."""
+    said = {key: value for key, value in answer.items() if key != "id"}
+    return _line(said if theirs is None else {**said, "id": theirs})
+
+
+def spelt(command: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A command of ours; QEMU's words have hyphens where Python's names have none."""
+    words = {name.replace("_", "-"): value for name, value in arguments.items()}
+    return {"execute": command, **({"arguments": words} if words else {})}
+
+
+def result(answer: Mapping[str, Any]) -> Any:
+    """What a command returned. Refused (502) has QEMU's words."""
+    if (error := answer.get("error")) is not None:
+        said = error.get("desc") if isinstance(error, dict) else None
+        raise Refused(502, f"QEMU says: {said or error}")
+    return answer.get("return")
 
 
 def _line(value: object) -> bytes:

@@ -43,6 +43,7 @@ AT_ONCE: Final = 2  # batches under way: while one is written to the disk, the o
 BATCH: Final = 32  # messages that a topic takes at once, of so many bytes together
 BATCH_BYTES: Final = 512 << 10
 HEARD: Final = 1024  # answers that were heard and not told yet
+TOLD: Final = 2 * BATCH  # of those that are told at once, so that what was left over goes too
 _LINES: Final = 8192
 _SAID: Final = re.compile(r"id=(\S*) seq=(\d+) dup=([01])")
 
@@ -64,6 +65,7 @@ class Sender:
         self._under: list[list[Draft]] = []  # batches under way
         self._given_up = 0  # of those that wait, about
         self._watching = False
+        self._handing = False
         self._pumps = 0
         self._chains = 0
 
@@ -205,11 +207,17 @@ class Sender:
 
         try:
             answers = await self.node.do(self.path, work, deadline=batch[-1].until - trio.current_time())
+            while self._handing:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            self._handing = True
+            if last is not None and not last.unsure:
+                self._hear(batch, answers)
             for draft, sent in zip(batch, answers, strict=True):
                 draft.sent = sent
-                if last is not None and not last.unsure:
-                    self._hear(draft)
                 draft.wake()
+            # What they send next is on its way before others are answered, so we and the node work in turns.
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            self._handing = False
         except _Refused:
             self._held.difference_update(keys - {draft.key for draft in batch})
             return [(chain, last is not None and last.unsure) for chain in chains(batch)]
@@ -245,12 +253,11 @@ class Sender:
         return said
 
     async def _write(self, file: File, batch: list[Draft]) -> list[Sent]:
-        parts: list[bytes] = [b"batch=%d " % len(batch)] if len(batch) > 1 else []
-        heard: list[str] = []
+        heard = self._told()
+        parts = [b"batch=%d " % len(batch)] if len(batch) > 1 else []
+        if heard:
+            parts.append(f"heard={','.join(heard)} ".encode())
         for draft in batch:
-            if self._heard:
-                heard.append(self._heard.popleft())
-                parts.append(b"heard=%s " % heard[-1].encode())
             parts += (draft.head, draft.body)
         try:
             return await self._asked(file, b"".join(parts), batch)
@@ -269,10 +276,15 @@ class Sender:
             raise OSError(errno.EBADMSG, f"{len(said)} of {len(batch)} messages were answered", self.path)
         return said
 
-    def _hear(self, draft: Draft) -> None:
-        """It was answered, and no try of it is on its way: nobody will ask for its key again."""
-        if draft.made and draft.error is None and draft.sent is not None and not draft.sent.dup:
-            self._heard.append(draft.idem)
+    def _told(self) -> list[str]:
+        """Some of the keys whose answers were heard, to be said with what goes next."""
+        heard = self._heard
+        return [heard.popleft() for _ in range(min(len(heard), TOLD))]
+
+    def _hear(self, batch: Sequence[Draft], answers: Sequence[Sent]) -> None:
+        """They were answered, and no try of them is on its way: nobody will ask for their keys again."""
+        made = [(draft, sent) for draft, sent in zip(batch, answers, strict=True) if draft.made]
+        self._heard.extend([draft.idem for draft, sent in made if draft.error is None and not sent.dup])
 
     def _fail(self, draft: Draft, e: OSError) -> None:
         e.add_note(f"idem={draft.idem}")
@@ -309,17 +321,17 @@ class Sender:
         """Send one message by itself; BEFORE as above. Cancelled: it was sent, or not."""
 
         async def work(tries: Tries) -> Sent:
-            heard = self._heard.popleft() if self._heard else ""
-            head = b"heard=%s %s" % (heard.encode(), draft.head) if heard else draft.head
+            heard = self._told()
+            head = f"heard={','.join(heard)} ".encode() + draft.head if heard else draft.head
             try:
                 told = await ask(self.node, self.path, head + draft.body)
             except OSError as e:
-                if heard and not unsure(e):
-                    self._heard.appendleft(heard)
+                if not unsure(e):
+                    self._heard.extendleft(reversed(heard))
                 raise
             draft.sent = Sent(told.get("id", ""), int(told.get("seq", "0")), told.get("dup") == "1")
             if not before and not tries.unsure:
-                self._hear(draft)
+                self._hear([draft], [draft.sent])
             return draft.sent
 
         return await self.node.do(self.path, work, deadline=max(draft.until - trio.current_time(), 0.0))

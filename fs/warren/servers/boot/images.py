@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 import trio
 from warren.boot.formats import elf
-from warren.boot.harness.prepare import Image, Images, measured
+from warren.boot.harness.prepare import measured
+from warren.boot.images.shelf import Image, Shelf
 from warren.tree import Dir, Node, Text
 from warren.tree.report import attributes
 
@@ -14,7 +15,7 @@ from warren.tree.report import attributes
 class ImagesDir(Dir):
     """A directory for each image that there is a recipe for, built or not."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Shelf) -> None:
         self.images = images
         self.known: dict[str, ImageDir] = {}
         super().__init__()
@@ -35,7 +36,7 @@ class ImagesDir(Dir):
 class ImageDir(Dir):
     """One image. What is not built has nothing to show but that."""
 
-    def __init__(self, images: Images, name: str) -> None:
+    def __init__(self, images: Shelf, name: str) -> None:
         self.images, self.name = images, name
         self.verify = self._shows(self._verified)
         self.whole: Mapping[str, Node] = {

@@ -17,11 +17,12 @@ import hmac
 from collections.abc import Awaitable, Sequence
 from hashlib import blake2b
 from random import Random
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
 from warren.servers.mailbox.records import Message, Seen, Send
-from warren.servers.mailbox.words import Draft
+from warren.servers.mailbox.words import Draft, Parcel
 from warren.tree import Refused
 from warren.tree.promise import Promise
 
@@ -36,7 +37,7 @@ SHORT: Final = 48  # bytes of an idempotency key that is remembered as it is
 _AHEAD: Final = 256  # ids that chance is drawn for at a time: each draw of the system's is a call to it
 
 
-class Sent(NamedTuple):
+class Sent(msgspec.Struct, frozen=True, gc=False):
     """What became of a draft."""
 
     id: str
@@ -49,57 +50,57 @@ def longest(topic: Topic) -> int:
     return topic.store.limits.record - ROOM
 
 
-def send(topic: Topic, drafts: Sequence[Draft], by: str) -> Awaitable[list[Sent]]:
-    """Send all of them or none. Cancelled: none, or all.
+def send(topic: Topic, parcel: Parcel, by: str) -> Awaitable[list[Sent]]:
+    """Send all that is in it or nothing. Cancelled: nothing, or all.
 
     It is a promise, unless the topic's log must be read first.
     """
     if topic.stale:
-        return _send_later(topic, drafts, by)
-    return _send(topic, topic.fresh_nowait(), drafts, by)
+        return _send_later(topic, parcel, by)
+    return _send(topic, topic.fresh_nowait(), parcel, by)
 
 
-async def _send_later(topic: Topic, drafts: Sequence[Draft], by: str) -> list[Sent]:
+async def _send_later(topic: Topic, parcel: Parcel, by: str) -> list[Sent]:
     await trio.lowlevel.checkpoint_if_cancelled()
-    sent: list[Sent] = await _send(topic, await topic.fresh(), drafts, by)
+    sent: list[Sent] = await _send(topic, await topic.fresh(), parcel, by)
     return sent
 
 
-def _send(topic: Topic, state: State, drafts: Sequence[Draft], by: str) -> Promise:
+def _send(topic: Topic, state: State, parcel: Parcel, by: str) -> Promise:
     if not state.settings.queue and len(state.queues) == 1:
         raise Refused(409, "nobody would get it: the queue is off, and there is no group")
-    sent: list[Sent | None] = []
-    new: list[Draft] = []
-    named: dict[bytes, Draft] = {}
-    for draft in drafts:
-        before = None
-        if idem := draft.idem:
-            key = _hashed(idem)
-            if (seen := state.seen.get(key)) is not None:
-                before = _again(seen, draft)
-            elif named.setdefault(key, draft) is not draft:
-                raise Refused(400, "an idempotency key is given twice in one batch")
-        sent.append(before)
-        if before is None:
-            new.append(draft)
+    drafts = parcel.drafts
+    keys = [_kept(draft.idem) for draft in drafts]
+    given = [key for key in keys if key]
+    before: list[Sent | None] = []
+    new, named = drafts, given
+    if not state.seen.keys().isdisjoint(given):
+        before = [_again(state.seen.get(key), draft) for key, draft in zip(keys, drafts, strict=True)]
+        new = [draft for draft, was in zip(drafts, before, strict=True) if was is None]
+        named = [key for key, was in zip(keys, before, strict=True) if key and was is None]
+    if len(set(named)) < len(named):
+        raise Refused(400, "an idempotency key is given twice in one batch")
     topic.dups += len(drafts) - len(new)
     if not new:
         # It was decided, and may not be durable yet.
-        return topic.promise(topic.journal.newest).then(lambda _: sent)
-    heard = [key for d in new if d.heard and (key := _hashed(d.heard)) in state.seen and key not in named]
-    _admit(topic, state, new, len(named) - len(set(heard)))
-    record = _record(topic, state, new, list(named), heard, by)
-    said = [Sent(m.id, number, False) for number, m in enumerate(record.messages, record.first)]
-    if len(new) < len(drafts):
-        ours = iter(said)
-        said = [before or next(ours) for before in sent]
-    return topic.promise(topic.do(record)).then(lambda _: said)
+        return topic.promise(topic.journal.newest).then(lambda _: before)
+    heard = {key for idem in parcel.heard if (key := _kept(idem)) in state.seen}.difference(named)
+    _admit(topic, state, new, len(named) - len(heard))
+    record = _record(topic, state, new, named, list(heard), by)
+    sent = [Sent(m.id, number, False) for number, m in enumerate(record.messages, record.first)]
+    if before:
+        ours = iter(sent)
+        sent = [was or next(ours) for was in before]
+    return topic.promise(topic.do(record)).then(lambda _: sent)
 
 
-def _again(seen: Seen, draft: Draft) -> Sent:
-    """The same message, sent before."""
+def _again(seen: Seen | None, draft: Draft) -> Sent | None:
+    """The same message, if it was sent before."""
+    if seen is None:
+        return None
     if not hmac.compare_digest(seen.payload, draft.payload()):
-        raise Refused(409, f"idem={draft.idem} was used for another message, {seen.id}; use a new key")
+        idem = draft.idem.decode()
+        raise Refused(409, f"idem={idem} was used for another message, {seen.id}; use a new key")
     return Sent(seen.id, seen.number, True)
 
 
@@ -120,22 +121,25 @@ def _admit(topic: Topic, state: State, new: Sequence[Draft], keys: int) -> None:
 def _record(
     topic: Topic, state: State, new: Sequence[Draft], named: list[bytes], heard: list[bytes], by: str
 ) -> Send:
-    s, t = state.settings, state.t
-    messages, seen = [], []
-    keys, until = iter(named), t + s.dedupe
-    for number, draft in enumerate(new, state.next):
-        body, prio, delay, ttl, key, corr, type, idem, whole, _ = draft
-        ends = min([t + life for life in (ttl, s.age) if life]) if ttl or s.age else 0.0
-        message = Message(
-            topic.ids.next(t), body, prio, t + delay if delay else 0.0, ends, key, corr, type, by, whole
+    s, t, first = state.settings, state.t, state.next
+    life, until = s.age, t + s.dedupe
+    messages = [
+        Message(
+            id, d.body, d.prio, t + d.delay if d.delay else 0.0,
+            t + min(d.ttl or life, life or d.ttl) if d.ttl or life else 0.0,
+            d.key, d.corr, d.type, by, d.whole,
         )
-        messages.append(message)
-        if idem:
-            name = next(keys)
-            if s.dedupe:
-                seen.append(Seen(name, message.id, number, draft.payload(), until))
-    topic.remember(state.next, messages)
-    return Send(t, state.next, messages, seen, heard)
+        for id, d in zip(topic.ids.take(t, len(new)), new, strict=True)
+    ]  # fmt: skip
+    seen: list[Seen] = []
+    if named and s.dedupe:
+        keys = iter(named)
+        seen = [
+            Seen(next(keys), m.id, number, d.payload(), until)
+            for number, (m, d) in enumerate(zip(messages, new, strict=True), first) if d.idem
+        ]  # fmt: skip
+    topic.remember(first, messages)
+    return Send(t, first, messages, seen, heard)
 
 
 class Ids:
@@ -148,20 +152,22 @@ class Ids:
         self._millisecond = -1
         self._time = ""
 
-    def next(self, t: float) -> str:
-        """One for a message that is sent at T."""
+    def take(self, t: float, count: int) -> list[str]:
+        """So many for messages that are sent at T."""
         millisecond, at = int(t * 1000), self._at
         if millisecond != self._millisecond:
             self._millisecond = millisecond
             self._time = "".join([CROCKFORD[millisecond >> shift & 31] for shift in range(45, -1, -5)])
-        if at == len(self._drawn):
+        if at + 16 * count > len(self._drawn):
             at = 0
-            self._drawn = self._chance.randbytes(16 * _AHEAD).translate(_LETTERS).decode()
-        self._at = at + 16
-        return self._time + self._drawn[at : at + 16]
+            self._drawn = self._chance.randbytes(16 * max(_AHEAD, count)).translate(_LETTERS).decode()
+        self._at = at + 16 * count
+        time, drawn = self._time, self._drawn
+        return [time + drawn[begins : begins + 16] for begins in range(at, self._at, 16)]
 
 
-def _hashed(idem: str) -> bytes:
+def _kept(idem: bytes) -> bytes:
     """A key as it is remembered: of a long one the digest, which has 16 bytes as nothing else here has."""
-    key = idem.encode()
-    return b"=" + key if 15 != len(key) <= SHORT else blake2b(key, digest_size=16).digest()
+    if 15 != len(idem) <= SHORT:
+        return b"=" + idem if idem else b""
+    return blake2b(idem, digest_size=16).digest()

@@ -221,14 +221,12 @@ class State:
             size = sum(len(message.body) for message in record.messages)
             self._make_room(len(record.messages), size)
         queues = [queue for queue in self.queues.values() if queue.name or self.settings.queue]
-        for index, message in enumerate(record.messages):
-            if (number - 1) % MARK_EVERY == 0:
+        for index, m in enumerate(record.messages):
+            if not (number - 1) % MARK_EVERY:
                 self._mark(number, t, seq)
-            kept = Kept(
-                number, message.id, seq, index, len(message.body), message.prio, message.after,
-                message.expires, message.key, t,
-            )  # fmt: skip
-            self.written += kept.size
+            size = len(m.body)
+            kept = Kept(number, m.id, seq, index, size, m.prio, m.after, m.expires, m.key, t)
+            self.written += size
             for queue in queues:
                 queue.add(kept, t)
             if queues:

@@ -1,7 +1,7 @@
 """What people write to a topic's files, and what they read there.
 
-    headers     idem=KEY prio=0-9 delay=DURATION ttl=DURATION key=KEY corr=ID type=WORD len=BYTES batch=N
-                heard=KEY
+    headers     idem=KEY prio=0-9 delay=DURATION ttl=DURATION key=KEY corr=ID type=WORD len=BYTES
+                batch=N heard=KEY[,KEY…], with the first message of a write
     a message   a line of key=value, an empty line, the body of `len` bytes
     options     max=N vis=DURATION wait=DURATION ack=explicit|auto|none
     answers     ID [LEASE] | nack ID [LEASE] [delay=DURATION] | extend ID [LEASE] DURATION
@@ -14,14 +14,15 @@ of the write counts.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
+import msgspec
 from warren.servers.mailbox.records import Message
 from warren.tree import Refused, split
-from warren.tree.headers import duration, head, number, text, word
+from warren.tree.headers import WORD, duration, head, number, text, word
 from warren.tree.headers import options as said
 from warren.tree.report import pairs
 
@@ -29,38 +30,41 @@ BATCH: Final = 32
 BATCH_BYTES: Final = 512 << 10
 LEASE_LEAST, LEASE_MOST = 0.25, 12 * 3600.0
 _UNSAID: Final = b"0:0:0:"
-_SIMPLE: Final = re.compile(
-    rb"(?:batch=(\d{1,2}) )?(?:heard=([\w.:/-]{1,200}) )?(?:idem=([\w.:/-]{1,200}) )?"
-    rb"(?:key=([\w.:/-]{1,200}) )?len=(\d{1,7})\n\n"
-)
+_FIRST: Final = re.compile(rb"(?:batch=(\d{1,2}) )?(?:heard=([\w.:/,-]{1,4000}) )?")
+_SIMPLE: Final = re.compile(rb"(?:idem=([\w.:/-]{1,200}) )?(?:key=([\w.:/-]{1,200}) )?len=(\d{1,7})\n\n")
 _ID: Final = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _LEASE: Final = re.compile(r"[0-9a-f]{24}")
 _LEVELS: Final = ("explicit", "auto", "none")
-_WORDS: Final = ("key", "corr", "type", "idem", "heard")
+_WORDS: Final = ("key", "corr", "type")
 _HEADERS: Final = ("idem", "prio", "delay", "ttl", "key", "corr", "type", "len", "batch", "heard")
 
 
-class Draft(NamedTuple):
+class Draft(msgspec.Struct, frozen=True, gc=False):
     """A message that somebody wants to send."""
 
     body: bytes
-    prio: int = 0
-    delay: float = 0.0
-    ttl: float = 0.0
+    idem: bytes = b""
     key: str = ""
     corr: str = ""
     type: str = ""
-    idem: str = ""
+    prio: int = 0
+    delay: float = 0.0
+    ttl: float = 0.0
     whole: bool = True
-    heard: str = ""  # an idempotency key that need not be remembered any more
 
     def payload(self) -> bytes:
         """What must be the same where the idempotency key is."""
-        body, _, _, _, key, corr, type, _, _, _ = self
         words = _UNSAID
-        if key or corr or type:
-            words = "".join([f"{len(word)}:{word}" for word in (key, corr, type)]).encode()
-        return blake2b(words + body, digest_size=16).digest()
+        if self.key or self.corr or self.type:
+            words = "".join([f"{len(word)}:{word}" for word in (self.key, self.corr, self.type)]).encode()
+        return blake2b(words + self.body, digest_size=16).digest()
+
+
+class Parcel(NamedTuple):
+    """What was written at once: messages, and idempotency keys that need not be remembered any more."""
+
+    drafts: list[Draft]
+    heard: Sequence[bytes] = ()
 
 
 class Options(NamedTuple):
@@ -101,16 +105,21 @@ def _head(data: bytes, at: int) -> tuple[dict[str, str], int] | None:
 def _draft(named: Mapping[str, str], body: bytes, whole: bool) -> Draft:
     return Draft(
         body,
-        number("prio", named["prio"], 0, 9) if "prio" in named else 0,
-        duration("delay", named["delay"]) if "delay" in named else 0.0,
-        duration("ttl", named["ttl"], 0.001) if "ttl" in named else 0.0,
+        word("idem", named["idem"]).encode() if "idem" in named else b"",
+        prio=number("prio", named["prio"], 0, 9) if "prio" in named else 0,
+        delay=duration("delay", named["delay"]) if "delay" in named else 0.0,
+        ttl=duration("ttl", named["ttl"], 0.001) if "ttl" in named else 0.0,
         whole=whole,
         **{name: word(name, named[name]) for name in _WORDS if name in named},
     )
 
 
-class Parcel:
-    """What a writer of `send.h` gathers: one message, or a batch of them, each with its length."""
+def _heard(named: Mapping[str, str]) -> Sequence[bytes]:
+    return [word("heard", key).encode() for key in named["heard"].split(",")] if "heard" in named else ()
+
+
+class Form:
+    """What is written to `send.h`: one message, or a batch of them, each with its length."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -133,48 +142,53 @@ class Parcel:
                 return None
         return at
 
-    def simple(self, data: bytes) -> list[Draft] | None:
-        """The messages in it, if all of it is here and said in the plainest words; None looks closer."""
+    def simple(self, data: bytes) -> Parcel | None:
+        """What is in it, if all of it is here and said in the plainest words; None looks closer."""
+        first = _FIRST.match(data)
+        assert first is not None  # it may be empty
+        said, heard = first.groups()
+        count, most = (int(said), BATCH_BYTES) if said is not None else (1, self.most)
+        if not 0 < count <= BATCH:
+            return None
         drafts: list[Draft] = []
-        at, count, size, end, most = 0, 1, 0, len(data), self.most
-        while (found := _SIMPLE.match(data, at)) is not None:
-            batch, heard, idem, key, length = found.groups()
-            if batch is not None:
-                count, most = int(batch), BATCH_BYTES
-                if drafts or not 0 < count <= BATCH:
-                    return None
+        at, size, end, match = first.end(), 0, len(data), _SIMPLE.match
+        while (found := match(data, at)) is not None:
+            idem, key, length = found.groups()
             begins = found.end()
             at = begins + int(length)
             size += at - begins
             if at > end or size > most:
                 return None
-            named, ordered = idem.decode() if idem else "", key.decode() if key else ""
-            known = heard.decode() if heard else ""
-            drafts.append(Draft(data[begins:at], 0, 0.0, 0.0, ordered, "", "", named, True, known))
+            drafts.append(Draft(data[begins:at], idem or b"", key.decode() if key else ""))
             if len(drafts) == count:
-                return drafts if at == end else None
-        return None
+                break
+        if len(drafts) < count or at < end:
+            return None
+        keys: Sequence[bytes] = heard.split(b",") if heard else ()
+        return Parcel(drafts, keys) if all(0 < len(key) <= WORD for key in keys) else None
 
-    def open(self, data: bytes, declared: bool) -> list[Draft]:
-        """The messages in it, or a refusal."""
+    def open(self, data: bytes, declared: bool) -> Parcel:
+        """What is in it, or a refusal."""
         found = _head(data, 0)
         if found is None:
             raise Refused(400, "no empty line ends the headers")
         named, at = found
+        heard = _heard(named)
         if "batch" not in named:
             if len(data) - at > self.most:
                 raise Refused(413, f"a message is at most {self.most} bytes")
             if "len" in named and number("len", named["len"], 0, self.most) != len(data) - at:
                 raise Refused(422, f"{named['len']} bytes were declared, {len(data) - at} came")
-            return [_draft(named, data[at:], declared)]
+            return Parcel([_draft(named, data[at:], declared)], heard)
         drafts = []
         for nth in range(number("batch", named["batch"], 1, BATCH)):
             if nth:
                 if (found := _head(data, at)) is None:
                     raise Refused(422, f"the batch ends behind {nth} messages")
                 named, at = found
-                if "batch" in named:
-                    raise Refused(400, "batch is said once, with the first message")
+                for once in ("batch", "heard"):
+                    if once in named:
+                        raise Refused(400, f"{once} is said once, with the first message")
             end = at + self._length(named, BATCH_BYTES)
             drafts.append(_draft(named, data[at:end], True))
             at = end
@@ -182,7 +196,7 @@ class Parcel:
             raise Refused(422, f"the batch is {at} bytes long, and {len(data)} came")
         if sum(len(draft.body) for draft in drafts) > BATCH_BYTES:
             raise Refused(413, f"the messages of a batch have at most {BATCH_BYTES} bytes together")
-        return drafts
+        return Parcel(drafts, heard)
 
     def _length(self, named: Mapping[str, str], most: int) -> int:
         if "len" not in named:

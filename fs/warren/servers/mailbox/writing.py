@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING
 
 from warren.servers.mailbox.sending import Sent, longest, send
-from warren.servers.mailbox.words import BATCH, BATCH_BYTES, Draft, Parcel
+from warren.servers.mailbox.words import BATCH, BATCH_BYTES, Draft, Form, Parcel
 from warren.tree import Blob, Bytes, Caller, Handle, Maybe, Refused, Sink
 from warren.tree.headers import HEAD
 from warren.tree.promise import Promise
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 def told(sent: Sequence[Sent]) -> bytes:
     """What became of each."""
-    return "".join([f"id={id} seq={number} dup={dup:d}\n" for id, number, dup in sent]).encode()
+    return "".join([f"id={m.id} seq={m.number} dup={m.dup:d}\n" for m in sent]).encode()
 
 
 class Send(Sink):
@@ -51,7 +51,7 @@ class SendHandle(SinkHandle):
             self.says = told(sent)
             return n
 
-        sent = send(self.topic, [Draft(bytes(data))], self.by)
+        sent = send(self.topic, Parcel([Draft(bytes(data))]), self.by)
         return sent.then(tell) if isinstance(sent, Promise) else self._coming(sent, n)
 
     async def _coming(self, coming: Awaitable[list[Sent]], n: int) -> int:
@@ -64,9 +64,9 @@ class SendH(Blob):
 
     def __init__(self, topic: Topic) -> None:
         self.topic = topic
-        self.parcel = Parcel(longest(topic))
+        self.form = Form(longest(topic))
         most = max(longest(topic) + HEAD, BATCH_BYTES + BATCH * HEAD)
-        super().__init__(lambda body, declared: None, self.parcel.measure, most)
+        super().__init__(lambda body, declared: None, self.form.measure, most)
 
     def open(self, flags: int, caller: Caller) -> Maybe[Handle]:
         return ParcelHandle(self, caller.subject)
@@ -83,10 +83,10 @@ class ParcelHandle(BlobHandle):
         if not offset and self._ended:
             self._again()
         if not self.done and not self.body:
-            drafts = self.node.parcel.simple(bytes(data)) if not offset else None
-            if drafts is not None:
+            parcel = self.node.form.simple(bytes(data)) if not offset else None
+            if parcel is not None:
                 self.done = self._ended = True
-                n, sent = len(data), self._send(drafts)
+                n, sent = len(data), self._send(parcel)
                 return sent.then(lambda _: n) if isinstance(sent, Promise) else _when(sent, n)
         done = super().write(offset, data)
         self._ended = self.done
@@ -107,10 +107,10 @@ class ParcelHandle(BlobHandle):
 
     def _commit(self, declared: bool) -> Awaitable[None] | None:
         body, self.body, self.done = bytes(self.body), bytearray(), True
-        return self._send(self.node.parcel.open(body, declared))
+        return self._send(self.node.form.open(body, declared))
 
-    def _send(self, drafts: Sequence[Draft]) -> Awaitable[None]:
-        sent = send(self.node.topic, drafts, self.by)
+    def _send(self, parcel: Parcel) -> Awaitable[None]:
+        sent = send(self.node.topic, parcel, self.by)
         if isinstance(sent, Promise):
             self._owed = sent
             return sent.then(self._told)

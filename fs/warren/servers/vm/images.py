@@ -9,46 +9,18 @@ says it.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import trio
+from warren.boot.images.shelf import Image, Shelf
 from warren.boot.machines.recipe import BadRecipe, chosen
 from warren.tree import Refused
 
 Progress = Callable[[str], None]
-
-
-class Image(Protocol):
-    """One that is built."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def files(self) -> Mapping[str, Path]: ...
-
-    @property
-    def input_hash(self) -> str: ...
-
-
-class Store(Protocol):
-    """Where they are."""
-
-    def names(self) -> Iterable[str]:
-        """All that there are recipes for."""
-
-    def find(self, name: str) -> Any:
-        """The image of that name as its inputs are now, or None: it has to be built."""
-
-    def build(self, name: str, progress: Progress = ...) -> Awaitable[Any]:
-        """Build it. Cancelled leaves nothing half."""
 
 
 class Kind(NamedTuple):
@@ -104,23 +76,22 @@ class NoImages:
 class StoredImages:
     """Those of a store, which is opened when somebody first asks: most roles never run a machine."""
 
-    def __init__(self, open: Callable[[], Store]) -> None:
+    def __init__(self, open: Callable[[], Shelf]) -> None:
         self._open = open
 
     @cached_property
-    def store(self) -> Store:
+    def store(self) -> Shelf:
         return self._open()
 
     def names(self) -> Iterable[str]:
         return self.store.names()
 
     async def find(self, name: str, progress: Progress) -> Built:
-        image: Image | None = await trio.to_thread.run_sync(self.store.find, name)
+        image = await trio.to_thread.run_sync(self.store.find, name)
         if image is None:
             progress(f"the image {name} is not built yet")
             image = await self.store.build(name, progress)
             progress(f"the image {name} is built")
-        assert image is not None
         return _built(image)
 
 

@@ -29,6 +29,7 @@ from warren.store.interface import (
     Statistics,
     Store,
     StoreClosed,
+    StoreError,
     StoreFailed,
     StoreFull,
     Trimmed,
@@ -41,6 +42,7 @@ from warren.store.sqlite.copies import Upload, problems, take
 from warren.store.sqlite.engine import Engine, Opened, open_file
 from warren.store.sqlite.file import STEPS
 from warren.store.sqlite.writer import Job, Writer
+from warren.tree.promise import Promise
 
 T = TypeVar("T")
 
@@ -149,13 +151,32 @@ class SqliteStore(Store, Upkeep):
         return await self._append(topic, [bytes(data) for data in batch], expect_last)
 
     async def _append(self, topic: str, batch: list[bytes], expect: int | None) -> range:
+        return await self._write(*self._added(topic, batch, expect))
+
+    def appending(self, topic: str, batch: Sequence[bytes], *, expect_last: int | None = None) -> Promise:
+        owed = Promise()
+        try:
+            check_name(topic)
+            self.limits.check_batch(topic, batch)
+            work, tell, size = self._added(topic, [bytes(data) for data in batch], expect_last)
+            self._check_room(size)
+        except (StoreError, ValueError) as e:
+            owed.fail(e)
+        else:
+            self._submit(Job(work, tell, size, owed=owed))
+        return owed
+
+    def _added(
+        self, topic: str, batch: list[bytes], expect: int | None
+    ) -> tuple[Callable[[Engine], range], Callable[[range], None], int]:
+        """What the thread does to append, what that means to others, and its size."""
+
         def tell(seqs: range) -> None:
             self._appended += len(seqs)
             if lot := self._readers.get(topic):
                 lot.unpark_all()
 
-        size = sum(map(len, batch))
-        return await self._write(lambda engine: engine.append(topic, batch, expect), tell, size)
+        return lambda engine: engine.append(topic, batch, expect), tell, sum(map(len, batch))
 
     async def read(self, topic: str, seq: int) -> Record:
         check_name(topic)
@@ -288,9 +309,7 @@ class SqliteStore(Store, Upkeep):
     async def _write(
         self, work: Callable[[Engine], T], tell: Callable[[T], None], size: int = 0, *, alone: bool = False
     ) -> T:
-        self._check_open()
-        if self._queued >= WAITING or (self._queued and self._queued_bytes + size > WAITING_BYTES):
-            raise StoreFull(f"{self._queued} writes wait for the disk; try again when some are done")
+        self._check_room(size)
         await trio.lowlevel.checkpoint_if_cancelled()
         job = Job(work, tell, size, trio.lowlevel.current_task(), alone=alone)
         self._submit(job)
@@ -306,6 +325,12 @@ class SqliteStore(Store, Upkeep):
             raise job.error
         answer: T = job.answer
         return answer
+
+    def _check_room(self, size: int) -> None:
+        """Refuse a write of so many bytes if there is no room for it among those that wait."""
+        self._check_open()
+        if self._queued >= WAITING or (self._queued and self._queued_bytes + size > WAITING_BYTES):
+            raise StoreFull(f"{self._queued} writes wait for the disk; try again when some are done")
 
     def _submit(self, job: Job) -> None:
         self._queued += 1
@@ -323,6 +348,11 @@ class SqliteStore(Store, Upkeep):
                 self._conflicts += 1
             if job.task is not None:
                 trio.lowlevel.reschedule(job.task)
+            if job.owed is not None:
+                if job.error is None:
+                    job.owed.keep(job.answer)
+                else:
+                    job.owed.fail(job.error)
         if failed is not None and self._failed is None:
             self._failed = failed
             self._wake_all()
@@ -396,7 +426,7 @@ class SqliteStore(Store, Upkeep):
 
 
 def _forgetting(key: str, revision: int) -> Job:
-    return Job(lambda engine: engine.forget(key, revision), lambda _: None, 0, None)
+    return Job(lambda engine: engine.forget(key, revision), lambda _: None, 0)
 
 
 def _check_list(under: str, limit: int) -> None:

@@ -17,6 +17,7 @@ import trio
 from warren.store.interface import StoreError, StoreFailed, StoreFull
 from warren.store.sqlite.engine import Engine
 from warren.store.sqlite.file import Trouble, busy, told
+from warren.tree.promise import Promise
 
 GROUP: Final = 1024
 GROUP_BYTES: Final = 16 << 20
@@ -25,21 +26,24 @@ ROOM: Final = "there is room for small writes only; make room on the disk, or tr
 
 
 class Job:
-    """One write: its work in the thread, what its answer means to others, and who waits for it."""
+    """One write: its work in the thread, what its answer means to others, and who is told it."""
 
-    __slots__ = ("_chance", "alone", "answer", "begun", "done", "error", "size", "task", "tell", "work")
+    __slots__ = (
+        "_chance", "alone", "answer", "begun", "done", "error", "owed", "size", "task", "tell", "work",
+    )  # fmt: skip
 
     def __init__(
         self,
         work: Callable[[Engine], Any],
         tell: Callable[[Any], None],
         size: int,
-        task: trio.lowlevel.Task | None,
+        task: trio.lowlevel.Task | None = None,
         *,
+        owed: Promise | None = None,
         alone: bool = False,
     ) -> None:
         self.alone = alone  # it is no part of a transaction, and nothing else is done meanwhile
-        self.work, self.tell, self.size, self.task = work, tell, size, task
+        self.work, self.tell, self.size, self.task, self.owed = work, tell, size, task, owed
         self.answer: Any = None
         self.error: StoreError | None = None
         self.begun = self.done = False
