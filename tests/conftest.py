@@ -10,11 +10,13 @@ relatives appear nowhere but here.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
+
+from tests.store.nats import Nats, alone
 
 PERMITTED = ("seL4 kernel", "GPU", "second guest kernel", "/dev/fuse")
 
@@ -32,6 +34,13 @@ def not_run() -> Callable[[str], NoReturn]:
         pytest.skip(reason)
 
     return leave_out
+
+
+@pytest.fixture(scope="module")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
+    """A nats-server with JetStream, empty. Tests keep apart by the prefix in the store's address."""
+    with alone(tmp_path_factory.mktemp("nats")) as one:
+        yield one
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

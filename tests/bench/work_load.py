@@ -173,6 +173,8 @@ async def sdk(address: str, many: int, seconds: float) -> Figures:
                 async for message in messages:
                     await message.ack()
                     got.note(since)
+                    if len(got.taken) == len(sent.taken):
+                        rest.cancel()  # there is nothing more to wait for
                     if not got.on:
                         return
                     since = Clock()
@@ -182,7 +184,8 @@ async def sdk(address: str, many: int, seconds: float) -> Figures:
         sent.stop()
         same(await depth(n.files), len(sent.taken))
         got = Meter(seconds)
-        await side_by_side(many, receive)
+        with trio.CancelScope() as rest:
+            await side_by_side(many, receive)
         got.stop()
         same(await depth(n.files), len(sent.taken) - len(got.taken))
         await n.write(f"{TOPIC}/ctl", b"purge")

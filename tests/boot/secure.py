@@ -6,26 +6,27 @@ The first process tells what it sees of lockdown and of the TPM, and then the ma
 """
 
 import base64
-import io
 import os
 import re
 import signal
-import stat
 import subprocess
-import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from socket import socketpair
+from tempfile import TemporaryDirectory
 
 import trio
 from warren.boot.formats import esp, uki
+from warren.boot.formats.initramfs import cpio, directory, file
+from warren.boot.images import inputs
+from warren.boot.images.packages import members
 from warren.boot.secure import firmware, tpm
 
-from tests.vm.initramfs import Entry, cpio
-from tests.vm.kernel import busybox, cached, kernel
+from tests.vm.images import built, images
 
 MARKER = b"WARREN GUEST UP"
 LIMIT = 180.0
@@ -78,50 +79,54 @@ class Ran:
         return base64.b64decode(self.said("log"))
 
 
-def packaged(name: str, pattern: str) -> bytes:
-    """One file of the kernel's package, as it is there."""
-    system = kernel("6.1")
+@cache
+def _packages() -> dict[str, Path]:
+    """Debian's kernel and busybox, by the names of their packages: those that the v9fs image is made of."""
 
-    def build(into: Path) -> None:
-        [package] = (system.image.parent / "package").glob("linux-image-*.deb")
-        unpack = ["dpkg-deb", "--fsys-tarfile", str(package)]
-        done = subprocess.run(unpack, capture_output=True, check=True, timeout=60)
-        with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-            [member] = [m for m in archive if re.fullmatch(pattern, m.name)]
-            found = archive.extractfile(member)
-            assert found is not None
-            (into / name).write_bytes(found.read())
+    def fetched() -> dict[str, Path]:
+        built("v9fs")  # which pins them anew if they are not to be had any more
+        place = images()
+        lock = place.pinned("v9fs")
+        assert lock is not None
+        folder = trio.run(inputs.fetched, lock, place.store)
+        return {pin.name: folder / pin.sha256 for pin in lock.pins}
 
-    return (cached(f"{name}-{system.release}", build) / name).read_bytes()
+    with ThreadPoolExecutor(1) as aside:  # trio may run here already
+        return aside.submit(fetched).result()
 
 
 @cache
+def _kernel() -> tuple[bytes, bytes]:
+    """The bzImage, and the module that shows the firmware's variables."""
+    [package] = [path for name, path in _packages().items() if name.startswith("linux-image-")]
+    pattern = re.compile(r"boot/vmlinuz-.*|lib/modules/.*/efivarfs\.ko")
+    [vmlinuz, module] = sorted(entry for entry in members(package) if pattern.fullmatch(entry[0]))
+    return vmlinuz[1], module[1]
+
+
 def linux() -> bytes:
     """The bzImage, EFI entry and all."""
-    return packaged("vmlinuz", r"\./boot/vmlinuz-.*")
+    return _kernel()[0]
 
 
-def unlock() -> bytes:
+@cache
+def _unlock() -> bytes:
     """A program that takes a file's flags away: a shell has no word for it."""
-
-    def build(into: Path) -> None:
-        (into / "unlock.c").write_text(_UNLOCK)
-        command = ["gcc", "-static", "-Os", "-s", "-o", str(into / "unlock"), str(into / "unlock.c")]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
-
-    return (cached("unlock", build) / "unlock").read_bytes()
+    with TemporaryDirectory(prefix="warren-secure-") as work:
+        (Path(work) / "unlock.c").write_text(_UNLOCK)
+        command = ["gcc", "-static", "-Os", "-s", "-o", "unlock", "unlock.c"]
+        subprocess.run(command, cwd=work, check=True, capture_output=True, timeout=60)
+        return (Path(work) / "unlock").read_bytes()
 
 
 def initrd(init: str = _INIT) -> bytes:
     """With the module that shows the firmware's variables; it is signed, or the kernel would not have it."""
-    folders = [Entry(name, stat.S_IFDIR | 0o755) for name in ("bin", "dev", "proc", "sys")]
-    program = Entry("bin/busybox", stat.S_IFREG | 0o755, busybox().read_bytes())
-    module = packaged("efivarfs.ko", r"\./lib/modules/.*/efivarfs\.ko")
-    files = [
-        Entry("efivarfs.ko", stat.S_IFREG | 0o644, module),
-        Entry("bin/unlock", stat.S_IFREG | 0o755, unlock()),
-    ]
-    return cpio([*folders, program, *files, Entry("init", stat.S_IFREG | 0o755, init.encode())])
+    [box] = [body for name, body in members(_packages()["busybox-static"]) if name == "bin/busybox"]
+    programs = {"bin/busybox": box, "bin/unlock": _unlock(), "init": init.encode()}
+    return cpio([
+        directory("dev"), directory("proc"), directory("sys"), file("efivarfs.ko", _kernel()[1]),
+        *(file(name, body, 0o755) for name, body in programs.items()),
+    ])  # fmt: skip
 
 
 @cache

@@ -108,6 +108,25 @@ def test_without_the_library_it_is_said_how_to_get_it() -> None:
     assert "pip install 'warren-9p[libvirt]'" in done.stdout
 
 
+# The module that keeps the connection outlives libvirt's own, as it does where others hold it at the end.
+ENDS = """
+import sys, trio
+from pathlib import Path
+from warren.boot.libvirt import library
+from warren.boot.libvirt.driver import private
+sys.held = library
+async def main():
+    async with library.opened(private(Path(sys.argv[1]))):
+        pass
+trio.run(main)
+"""
+
+
+def test_a_process_ends_without_a_word_of_the_driver_that_stayed_open() -> None:
+    done = subprocess.run([sys.executable, "-c", ENDS, str(CACHE)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_the_driver_lives_in_a_folder_of_ours() -> None:
     where = folder(CACHE)
     assert where == folder()
@@ -134,9 +153,13 @@ def stale(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFact
 
 
 def test_what_a_killed_process_left_is_swept(stale: Path) -> None:
-    theirs = subprocess.Popen(["sh", "-c", "read x", f"{stale}/lib"], stdin=subprocess.PIPE)
+    theirs = subprocess.Popen(
+        ["sh", "-c", "echo; read x", f"{stale}/lib"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     strangers = subprocess.Popen(["sh", "-c", "read x"], stdin=subprocess.PIPE)
     with theirs, strangers:
+        assert theirs.stdout is not None
+        assert theirs.stdout.readline() == b"\n", "a process has a command line a little later than a number"
         (stale / "run/qemu/a.pid").write_text(str(theirs.pid))
         (stale / "run/qemu/b.pid").write_text(str(strangers.pid))
         (stale / "run/qemu/c.pid").write_text("nonsense")

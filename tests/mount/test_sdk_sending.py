@@ -281,7 +281,7 @@ async def test_who_sends_to_a_node_that_was_left_is_told_so(tmp_path: Path) -> N
         with pytest.raises(ConnectionResetError, match="the node was left; it was not sent"):
             await n.mailbox("t").send(b"y")
         with pytest.raises(OSError):  # not a complaint about a nursery
-            await tell(n, message.path, f"{message.id} {message.head['lease']}")
+            await tell(n, message.path, f"{message.id} {message.head['lease']}\n".encode())
 
 
 async def test_leaving_the_node_tells_those_who_still_wait(tmp_path: Path, autojump_clock: MockClock) -> None:

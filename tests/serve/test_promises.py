@@ -5,28 +5,14 @@ from __future__ import annotations
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
+from warren.p9 import messages as p9
 from warren.p9.fields import NOTAG
-from warren.p9.messages import (
-    ALL,
-    DOTL,
-    Message,
-    Rclunk,
-    Rflush,
-    Rread,
-    Rversion,
-    Rwrite,
-    Tclunk,
-    Tflush,
-    Tgetattr,
-    Tread,
-    Tversion,
-    Twrite,
-)
 from warren.serve.export import Limits
 from warren.traces.audit import AuditMemory
 from warren.tree import Bytes, Caller, Dir, Handle, Maybe, Node, Refused
 from warren.tree.promise import Promise
 
+from tests.serve.test_flush import shown
 from tests.wire import O_RDWR, Service, Wire, served
 
 
@@ -57,22 +43,18 @@ class LedgerHandle(Handle):
         return self.ledger.owed[-1]
 
 
-def shown(found: list[Message]) -> list[tuple[str, int]]:
-    return [(type(m).__name__, m.tag) for m in found]
-
-
-async def opened(service: Service, version: str = DOTL) -> Wire:
+async def opened(service: Service, version: str = p9.DOTL) -> Wire:
     wire = await service.dial(version)
     await wire.open("ledger", 1, O_RDWR)
     return wire
 
 
-@pytest.mark.parametrize("version", ALL)
+@pytest.mark.parametrize("version", p9.ALL)
 async def test_replies_come_as_promises_are_kept_and_other_requests_go_on(version: str) -> None:
     ledger = Ledger()
     async with served(Dir({"ledger": ledger})) as service:
         wire = await opened(service, version)
-        await wire.send(*[Twrite(1, 0, b"%d" % n) for n in range(3)], tag=5)
+        await wire.send(*[p9.Twrite(1, 0, b"%d" % n) for n in range(3)], tag=5)
         await wait_all_tasks_blocked()
         assert ledger.wrote == [b"0", b"1", b"2"]  # in the order in which they were written
         ledger.owed[1].keep(1)
@@ -85,11 +67,11 @@ async def test_replies_come_as_promises_are_kept_and_other_requests_go_on(versio
         assert kinds[1] == ("Rwrite", 5)
         assert any("507 " in text for text in service.errors())
         assert service.export.statistics()["outstanding"] == 0
-        await wire.send(Tread(1, 0, 100), tag=9)
+        await wire.send(p9.Tread(1, 0, 100), tag=9)
         await wait_all_tasks_blocked()
         ledger.owed[3].keep(b"read")
         reply = await wire.reply()
-        assert isinstance(reply, Rread)
+        assert isinstance(reply, p9.Rread)
         assert bytes(reply.data) == b"read"
 
 
@@ -97,25 +79,25 @@ async def test_a_flush_waits_for_what_was_decided_and_comes_behind_its_reply() -
     ledger = Ledger()
     async with served(Dir({"ledger": ledger})) as service:
         wire = await opened(service)
-        await wire.send(Twrite(1, 0, b"x"), Tflush(5), Tflush(5), tag=5)
+        await wire.send(p9.Twrite(1, 0, b"x"), p9.Tflush(5), p9.Tflush(5), tag=5)
         await wait_all_tasks_blocked()
         assert service.export.statistics()["outstanding"] == 3
         ledger.owed[0].keep(1)
         assert shown(await wire.replies(3)) == [("Rwrite", 5), ("Rflush", 6), ("Rflush", 7)]
-        await wire.send(Twrite(1, 0, b"y"), tag=5)  # the tag is free again
+        await wire.send(p9.Twrite(1, 0, b"y"), tag=5)  # the tag is free again
         await wait_all_tasks_blocked()
         ledger.owed[1].keep(1)
-        assert isinstance(await wire.reply(), Rwrite)
+        assert isinstance(await wire.reply(), p9.Rwrite)
 
 
 async def test_a_clunk_does_not_wait_and_does_not_undo() -> None:
     ledger = Ledger()
     async with served(Dir({"ledger": ledger})) as service:
         wire = await opened(service)
-        await wire.send(Twrite(1, 0, b"x"), Tclunk(1), tag=5)
-        assert isinstance(await wire.reply(), Rclunk)
+        await wire.send(p9.Twrite(1, 0, b"x"), p9.Tclunk(1), tag=5)
+        assert isinstance(await wire.reply(), p9.Rclunk)
         ledger.owed[0].keep(1)
-        assert isinstance(await wire.reply(), Rwrite)
+        assert isinstance(await wire.reply(), p9.Rwrite)
 
 
 async def test_what_is_kept_before_anybody_waits_to_send_it_is_sent_at_once() -> None:
@@ -138,7 +120,7 @@ async def test_what_is_kept_before_anybody_waits_to_send_it_is_sent_at_once() ->
     async with served(Dir({"ledger": desk})) as service:
         wire = await opened(service)
         for turn in range(20):  # which task has its turn first is chance
-            await wire.send(Twrite(1, 0, b"soon"), Twrite(1, 0, b"late"), tag=5)
+            await wire.send(p9.Twrite(1, 0, b"soon"), p9.Twrite(1, 0, b"late"), tag=5)
             await wait_all_tasks_blocked()
             assert not desk.owed[-1].settled
             with trio.move_on_after(1):
@@ -156,12 +138,12 @@ async def test_what_is_done_after_its_fid_is_gone_is_still_in_the_audit(
     ledger = Ledger()
     async with served(Dir({"ledger": ledger})) as service:
         wire = await opened(service)
-        await wire.send(Twrite(1, 0, b"four"), Twrite(1, 0, b"never"), tag=5)
+        await wire.send(p9.Twrite(1, 0, b"four"), p9.Twrite(1, 0, b"never"), tag=5)
         await wait_all_tasks_blocked()
         if ending == "clunk":
-            assert isinstance(await wire.ask(Tclunk(1), tag=9), Rclunk)
+            assert isinstance(await wire.ask(p9.Tclunk(1), tag=9), p9.Rclunk)
         elif ending == "version":
-            await wire.send(Tversion(65536, DOTL), tag=NOTAG)
+            await wire.send(p9.Tversion(65536, p9.DOTL), tag=NOTAG)
         else:
             await wire.stream.aclose()
         await wait_all_tasks_blocked()
@@ -177,13 +159,13 @@ async def test_a_new_version_forgets_what_was_owed_and_the_promise_is_kept_in_va
     ledger = Ledger()
     async with served(Dir({"ledger": ledger})) as service:
         wire = await opened(service)
-        await wire.send(Twrite(1, 0, b"x"), tag=5)
-        await wire.send(Tversion(65536, DOTL), tag=NOTAG)
-        assert isinstance(await wire.reply(), Rversion)
+        await wire.send(p9.Twrite(1, 0, b"x"), tag=5)
+        await wire.send(p9.Tversion(65536, p9.DOTL), tag=NOTAG)
+        assert isinstance(await wire.reply(), p9.Rversion)
         ledger.owed[0].keep(1)
         await wire.attach()
         await wire.open("ledger", 1, O_RDWR)
-        await wire.send(Twrite(1, 0, b"y"), tag=5)
+        await wire.send(p9.Twrite(1, 0, b"y"), tag=5)
         await wait_all_tasks_blocked()
         ledger.owed[1].fail(Refused(409, "no"))
         assert shown(await wire.replies(1)) == [("Rlerror", 5)]
@@ -194,7 +176,7 @@ async def test_what_is_owed_to_one_who_left_harms_nobody(autojump_clock: MockClo
     async with served(Dir({"ledger": ledger})) as service:
         for _ in range(2):
             wire = await opened(service)
-            await wire.send(Twrite(1, 0, b"x"), tag=5)
+            await wire.send(p9.Twrite(1, 0, b"x"), tag=5)
             await wait_all_tasks_blocked()
             await wire.stream.aclose()
             await wait_all_tasks_blocked()
@@ -202,7 +184,7 @@ async def test_what_is_owed_to_one_who_left_harms_nobody(autojump_clock: MockClo
         ledger.owed[0].keep(1)
         ledger.owed[1].fail(Refused(507, "full"))
         wire = await service.dial()
-        assert await wire.ask(Tgetattr(0, 0x7FF))
+        assert await wire.ask(p9.Tgetattr(0, 0x7FF))
 
 
 async def test_no_more_is_owed_than_may_run_and_wait() -> None:
@@ -210,21 +192,21 @@ async def test_no_more_is_owed_than_may_run_and_wait() -> None:
     limits = Limits(running=2, waiting=1)
     async with served(Dir({"ledger": ledger}), limits=limits) as service:
         wire = await opened(service)
-        await wire.send(*[Twrite(1, 0, b"%d" % n) for n in range(5)], tag=5)
+        await wire.send(*[p9.Twrite(1, 0, b"%d" % n) for n in range(5)], tag=5)
         assert shown(await wire.replies(2)) == [("Rlerror", 8), ("Rlerror", 9)]
         assert all("429 " in text and "retry_after=1" in text for text in service.errors())
         assert ledger.wrote == [b"0", b"1", b"2"]
-        await wire.send(Tflush(5), tag=20)  # which never waits for a place
+        await wire.send(p9.Tflush(5), tag=20)  # which never waits for a place
         await wait_all_tasks_blocked()
         for owed in ledger.owed:
             owed.keep(1)
         written = [("Rwrite", tag) for tag in (5, 6, 7)]
         assert sorted(shown(await wire.replies(4))) == [("Rflush", 20), *written]
-        assert isinstance(await wire.ask(Tflush(99)), Rflush)
-        await wire.send(Twrite(1, 0, b"again"), tag=5)
+        assert isinstance(await wire.ask(p9.Tflush(99)), p9.Rflush)
+        await wire.send(p9.Twrite(1, 0, b"again"), tag=5)
         await wait_all_tasks_blocked()
         ledger.owed[-1].keep(5)
-        assert isinstance(await wire.reply(), Rwrite)
+        assert isinstance(await wire.reply(), p9.Rwrite)
 
 
 async def test_what_is_settled_already_is_answered_in_its_turn() -> None:
@@ -241,6 +223,6 @@ async def test_what_is_settled_already_is_answered_in_its_turn() -> None:
 
     async with served(Dir({"ledger": Desk()})) as service:
         wire = await opened(service)
-        asked = [Twrite(1, 0, b"x"), Twrite(1, 0, b"bad"), Tgetattr(1, 0x7FF), Twrite(1, 0, b"y")]
+        asked = [p9.Twrite(1, 0, b"x"), p9.Twrite(1, 0, b"bad"), p9.Tgetattr(1, 0x7FF), p9.Twrite(1, 0, b"y")]
         await wire.send(*asked, tag=5)
         assert shown(await wire.replies(4)) == [("Rwrite", 5), ("Rlerror", 6), ("Rgetattr", 7), ("Rwrite", 8)]

@@ -1,9 +1,10 @@
 """Servers for the tests of a module, and the command run in this process where that is as good."""
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from warren.shell.main import main
@@ -11,6 +12,15 @@ from warren.shell.main import main
 from tests.shell.running import EVERYTHING, Done, Served, serving, socket_in
 
 Command = Callable[..., Done]
+
+
+@pytest.fixture(scope="session")
+def fuse(not_run: Callable[[str], NoReturn]) -> None:
+    """For tests that need a mount: asked before a hive is started for them."""
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as e:
+        not_run(f"/dev/fuse: {e.strerror}")
 
 
 @pytest.fixture(scope="module")

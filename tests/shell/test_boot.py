@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from warren.boot.harness.harness import STAGES
@@ -194,9 +193,8 @@ echo 'run image=toaster' > ctl || cat $M/dev/errstr
 """
 
 
-def test_a_hive_boots_images_at_its_mount(not_run: Callable[[str], NoReturn]) -> None:
-    if not os.path.exists("/dev/fuse"):
-        not_run("/dev/fuse: it is not there")
+@pytest.mark.usefixtures("fuse")
+def test_a_hive_boots_images_at_its_mount() -> None:
     folder = Path(tempfile.mkdtemp(prefix="boot-"))
     try:
         done = up(folder / "s", "queen=QueenPrimary").sh(IN_A_HIVE)

@@ -7,9 +7,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from warren.roles.mounts import mounted
@@ -41,6 +40,12 @@ class Running:
         )  # fmt: skip
         return Done(done.returncode, done.stdout, done.stderr)
 
+    def good(self, script: str, **env: str) -> str:
+        """What a script says that does all it should and complains of nothing."""
+        done = self.sh(f"set -eu; {script}", **env)
+        assert (done.code, done.err) == (0, ""), script
+        return done.out
+
     def pid(self, name: str) -> int:
         return int((self.state.run(name) / "pid").read_text())
 
@@ -71,12 +76,6 @@ def hive(short: Path) -> Iterator[Running]:
         down(short / "s")
 
 
-@pytest.fixture
-def fuse(not_run: Callable[[str], NoReturn]) -> None:
-    if not os.path.exists("/dev/fuse"):
-        not_run("/dev/fuse: it is not there")
-
-
 def gone(pids: list[int]) -> None:
     for pid in pids:
         assert Born.of(pid) is None
@@ -90,9 +89,7 @@ def test_it_says_where_it_is_and_three_things_to_try_that_work(hive: Running) ->
     tries = [line.strip() for line in rest if line.startswith("    ")]
     assert len(tries) == 3
     for line in tries:
-        done = hive.sh(line)
-        assert (done.code, done.err) == (0, ""), line
-        assert done.out
+        assert hive.good(line), line
     first, *progress = hive.said.err.splitlines()
     assert first == "starting queen, drone-1, drone-2, mount …"
     assert {line.split()[0] for line in progress} == {"queen", "drone-1", "drone-2", "mount"}

@@ -7,9 +7,8 @@ import signal
 import socket
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from warren.roles.mounts import mounted
@@ -33,10 +32,8 @@ def hive() -> Iterator[State]:
 
 
 @pytest.fixture
-def point(tmp_path: Path, not_run: Callable[[str], NoReturn]) -> Iterator[Path]:
+def point(tmp_path: Path, fuse: None) -> Iterator[Path]:
     """Where to mount. What a mount made for itself is gone in the end."""
-    if not os.path.exists("/dev/fuse"):
-        not_run("/dev/fuse: it is not there")
     (tmp_path / "m").mkdir()
     (tmp_path / "t").mkdir()
     yield tmp_path / "m"

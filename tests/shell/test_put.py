@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 from warren.shell.exits import BAD_INPUT, DENIED, FULL, NOT_FOUND, USAGE
@@ -52,13 +52,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def mount(
-    storage: Served, tmp_path_factory: pytest.TempPathFactory, not_run: Callable[[str], NoReturn]
-) -> Iterator[Mount]:
-    try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as e:
-        not_run(f"/dev/fuse: {e.strerror}")
+def mount(fuse: None, storage: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     with mounted(storage.at, tmp_path_factory.mktemp("mount") / "mnt") as made:
         yield made
 

@@ -10,9 +10,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from warren.roles.state import State
@@ -23,6 +22,8 @@ from tests.sources import ROOT
 
 IMAGES = ROOT / ".cache/images"
 LINUX_PATIENCE = 240.0
+
+pytestmark = pytest.mark.usefixtures("fuse")
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +45,6 @@ def hive() -> Iterator[Running]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(autouse=True)
-def fuse(not_run: Callable[[str], NoReturn]) -> None:
-    if not os.path.exists("/dev/fuse"):
-        not_run("/dev/fuse: it is not there")
-
-
-def good(hive: Running, script: str) -> str:
-    done = hive.sh(f"set -eu; {script}")
-    assert (done.code, done.err) == (0, ""), script
-    return done.out
-
-
 def emulators(hive: Running) -> set[int]:
     """Emulators that this hive's queen runs."""
     found = set()
@@ -72,8 +61,7 @@ def emulators(hive: Running) -> set[int]:
 
 
 def test_a_machine_is_cloned_started_watched_and_looked_at(hive: Running) -> None:
-    out = good(
-        hive,
+    out = hive.good(
         "exec 3<>$M/vm/clone; read -r v <&3; echo 'image standin' >&3; echo start >&3; "
         "cat $M/vm/$v/console; echo ---; cat $M/vm/$v/status; echo ---; cat $M/vm/$v/wait",
     )
@@ -89,17 +77,16 @@ def test_a_machine_is_cloned_started_watched_and_looked_at(hive: Running) -> Non
 
 def test_it_is_gone_when_the_shell_lets_go(hive: Running) -> None:
     script = "exec 3<>$M/vm/clone; read -r v <&3; printf 'image standin\\nstay\\nstart\\n' >&3; "
-    out = good(hive, script + "grep -m1 kind=ready $M/vm/$v/events; exec 3>&-; echo $v")
+    out = hive.good(script + "grep -m1 kind=ready $M/vm/$v/events; exec 3>&-; echo $v")
     id = out.split()[-1]
-    good(hive, f"exec 5<>$M/vm/events; echo from 1 >&5; grep -m1 'kind=gone id={id}$' <&5")
-    assert id not in good(hive, "ls $M/vm").split()
+    hive.good(f"exec 5<>$M/vm/events; echo from 1 >&5; grep -m1 'kind=gone id={id}$' <&5")
+    assert id not in hive.good("ls $M/vm").split()
     assert emulators(hive) == set()
 
 
 def test_what_is_shared_is_there_for_the_guest_as_a_guest_of_its_owner(hive: Running) -> None:
-    good(hive, "mkdir -p $M/mailbox/jobs")
-    out = good(
-        hive,
+    hive.good("mkdir -p $M/mailbox/jobs")
+    out = hive.good(
         "exec 3<>$M/vm/clone; read -r v <&3; "
         "printf 'image standin\\nshare /mailbox read,write\\nstart\\n' >&3; "
         "grep -m1 kind=ready $M/vm/$v/events; cat $M/vm/$v/ns",
@@ -114,8 +101,7 @@ def test_a_wrong_word_says_what_is_wrong(hive: Running) -> None:
 
 
 def test_it_takes_files_and_leaves_an_archive(hive: Running) -> None:
-    out = good(
-        hive,
+    out = hive.good(
         "exec 3<>$M/vm/clone; read -r v <&3; head -c 300000 /dev/urandom > $S/blob; "
         "cp $S/blob $M/vm/$v/in/blob; cmp $S/blob $M/vm/$v/in/blob; "
         "printf 'image standin\\nstart\\n' >&3; cat $M/vm/$v/wait; "
@@ -138,7 +124,7 @@ def test_the_commands_do_the_same(hive: Running) -> None:
 def test_none_is_left_when_the_queen_is_killed(hive: Running) -> None:
     lines = "image standin\\nkeep\\nlimit mem=400M\\nstart\\n"
     script = f"exec 3<>$M/vm/clone; read -r v <&3; printf '{lines}' >&3; "
-    good(hive, script + "grep -m1 kind=ready $M/vm/$v/events")
+    hive.good(script + "grep -m1 kind=ready $M/vm/$v/events")
     [pid] = emulators(hive)
     pidfd = os.pidfd_open(pid)
     os.kill(hive.pid("queen"), signal.SIGKILL)
@@ -180,4 +166,4 @@ def test_a_linux_guest_gets_ready_reads_what_was_shared_and_is_at_n(hive: Runnin
     assert "guest_uid=1000" in rest
     assert "ONLINE" in rest
     assert "verdict=booted" in rest[-1]
-    assert "depth=1\n" in good(hive, "cat $M/mailbox/orders/stats"), "what was shared to be read was written"
+    assert "depth=1\n" in hive.good("cat $M/mailbox/orders/stats"), "what was shared to be read was written"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,16 +15,10 @@ from warren.store.jetstream.values import JetWatch
 from tests.store.nats import Nats, alone, cluster
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
-    with alone(tmp_path_factory.mktemp("nats")) as one:
-        yield one
-
-
 @pytest.fixture
-def address(server: Nats, request: pytest.FixtureRequest) -> str:
+def address(nats: Nats, request: pytest.FixtureRequest) -> str:
     """A store of the test's own in the one server."""
-    return f"{server.address}/t{abs(hash(request.node.name))}"
+    return f"{nats.address}/t{abs(hash(request.node.name))}"
 
 
 async def test_it_keeps_every_promise(address: str) -> None:

@@ -25,6 +25,7 @@ wrong can too, since a kernel carries only an errno.
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import UnionType
@@ -35,6 +36,7 @@ from warren.tree.node import CTL, Bytes, Caller, Changes, Handle, Maybe, Node
 
 MAX_LINE = 4096
 MAX_LINES = 256
+_NEEDS_QUOTES = re.compile("[ \t'#=\n]")
 
 
 class Secret(str):
@@ -57,6 +59,8 @@ class Duration(float):
 
 def split(line: str) -> list[str]:
     """Words of one line, rc quotes undone. A quote inside `key='a b'` belongs to its word."""
+    if "'" not in line and "#" not in line:  # as nearly always, and for a tenth of the time
+        return [word for word in line.replace("\t", " ").split(" ") if word]
     words: list[str] = []
     word: list[str] | None = None
     quoted = False
@@ -91,7 +95,7 @@ def split(line: str) -> list[str]:
 
 def quote(word: str) -> str:
     """A word as split() would read it back."""
-    if word and not set(word) & set(" \t'#=\n"):
+    if word and _NEEDS_QUOTES.search(word) is None:
         return word
     return "'" + word.replace("'", "''") + "'"
 

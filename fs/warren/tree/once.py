@@ -47,6 +47,10 @@ class Once(Handle):
         """Wait for it. Cancelled: nothing was taken."""
         raise NotImplementedError
 
+    def _again(self) -> bool:
+        """Whether who writes options once more gets another thing; then nothing is left of the one before."""
+        return False
+
     @property
     def read_whole(self) -> bool:
         """Whether all of it was read; there may have been nothing to wait for."""
@@ -54,7 +58,10 @@ class Once(Handle):
 
     def write(self, offset: int, data: Bytes) -> Maybe[int]:
         if self.began:
-            raise Refused(409, "this open was read already; options come before the first read")
+            if not self._again():
+                raise Refused(409, "this open was read already; options come before the first read")
+            self.data, self.given, self.began, self.base = None, 0, False, 0
+            self._ahead.clear()
         self._told(bytes(data))
         self.base = offset + len(data)
         return len(data)

@@ -7,11 +7,9 @@ power cut.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
-import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +21,7 @@ from tests.servers.clock import TrioClock
 from tests.servers.mailbox.place import Box, T, kept
 from tests.servers.mailbox.test_mailbox_model import STEPS, Step, run
 from tests.servers.reach import reached
-from tests.store.nats import Nats, alone, cluster
+from tests.store.nats import Nats, cluster
 from tests.store.test_jetstream_store import leading
 
 TOTAL, SENDERS, RECEIVERS, BATCH = 600, 6, 3, 5
@@ -31,17 +29,11 @@ BUSY = ("503 ", "408 ", "429 ", "409 ")  # come again; 409 is a lease that ran o
 numbers = count()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nats]:
-    with alone(tmp_path_factory.mktemp("nats")) as one:
-        yield one
-
-
 @settings(max_examples=5, deadline=None)
 @given(steps=st.lists(STEPS, min_size=3, max_size=15))
-def test_no_order_of_things_loses_or_doubles_a_message(server: Nats, steps: list[Step]) -> None:
+def test_no_order_of_things_loses_or_doubles_a_message(nats: Nats, steps: list[Step]) -> None:
     async def main() -> None:
-        async with open_jetstream(f"{server.address}/m{next(numbers)}") as store:
+        async with open_jetstream(f"{nats.address}/m{next(numbers)}") as store:
             await run(store, steps)
 
     trio.run(main)

@@ -265,10 +265,47 @@ async def test_a_batch_is_as_large_as_asked_and_no_larger_than_it_may_be(autojum
         for _ in range(3):
             await t.send(bytes(300_000), "prio=1")
         assert len(await t.all("max=32")) == 1
+
+
+async def test_an_open_that_was_read_whole_gives_the_next_for_options(autojump_clock: MockClock) -> None:
+    async with box() as t:
+        for n in range(5):
+            await t.send(b"%d" % n)
         async with await t.files.open(f"{T}/recv", os.O_RDWR) as file:
-            await file.read()
-            with pytest.raises(FileExistsError, match="409"):
+            await file.pread(10, 0)
+            with pytest.raises(FileExistsError, match="409"):  # there is more of it
                 await file.pwrite(b"max=2", 0)
+        async with await t.files.open(f"{T}/recv", os.O_RDWR) as file:
+            await file.pwrite(b"max=1", 0)
+            first = await file.pread(4096, 0)
+            assert first.endswith(b"\n\n0")
+            assert b"batch=" not in first
+            await file.pwrite(b"max=2", 0)
+            both = await file.pread(4096, 0)
+            assert b" batch=2 " in both
+            assert both.endswith(b"\n\n2")
+            await file.pwrite(b"max=2 ack=auto", 0)
+            assert (await file.pread(4096, 0)).endswith(b"\n\n4")
+            with pytest.raises(FileExistsError, match="409"):  # its close acknowledges them
+                await file.pwrite(b"max=1", 0)
+        said = await t.stats()
+        assert (said["inflight"], said["acked"], said["depth"]) == (3, 2, 0), said
+
+
+async def test_what_was_not_read_whole_goes_back_also_where_more_was_received_before(
+    autojump_clock: MockClock,
+) -> None:
+    async with box() as t:
+        await t.send(b"one")
+        await t.send(b"two")
+        async with await t.files.open(f"{T}/recv", os.O_RDWR) as file:
+            await file.pwrite(b"max=1", 0)
+            await file.pread(4096, 0)
+            await file.pwrite(b"max=1", 0)
+            await file.pread(5, 0)
+        assert (await t.stats())["given_back"] == 1
+        again = await t.recv()
+        assert (again.body, again.values["attempt"]) == (b"two", "1")
 
 
 async def test_a_reader_waits_as_long_as_it_wants(autojump_clock: MockClock) -> None:

@@ -10,8 +10,8 @@ is gone. `create` and `destroy` alone are waited for to the end, since they deci
 Events come from one more thread, which turns libvirt's loop as long as this process lives: the library has no
 way to end it. A callback does nothing but hand a word over to trio.
 
-A driver inside this process is opened once and stays open: libvirt would add it to its list of drivers at
-every opening, and the list is short.
+A driver inside this process is opened once and stays open until the process ends: libvirt would add it to its
+list of drivers at every opening, and the list is short.
 
 libvirt prints what fails, besides raising it. Here it does not: what was raised says the same. Its log is
 what `LIBVIRT_LOG_OUTPUTS` asks for, as in every program that uses it.
@@ -19,11 +19,12 @@ what `LIBVIRT_LOG_OUTPUTS` asks for, as in every program that uses it.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache, partial
 from typing import Any, Final
 
@@ -169,10 +170,11 @@ class Host:
             domain.take(what)
 
     def _leave(self) -> None:
-        for stop, number in self._watches:
-            stop(number)
         for domain in self._domains.values():
             domain.known = None  # a reference to it would keep the connection
+        for stop, number in self._watches:
+            with suppress(self._libvirt.libvirtError):  # the daemon went first
+                stop(number)
 
 
 @asynccontextmanager
@@ -195,19 +197,30 @@ async def opened(address: str, patience: float = PATIENCE) -> AsyncIterator[Host
         yield host
     finally:
         with trio.CancelScope(shield=True):
-            try:
-                await trio.to_thread.run_sync(host._leave)
-                if not inside:
+            await trio.to_thread.run_sync(host._leave)
+            if not inside:
+                with suppress(libvirt.libvirtError):  # the daemon went first, and the connection with it
                     await trio.to_thread.run_sync(connection.close)
-            except libvirt.libvirtError:
-                pass  # the daemon went first, and the connection with it
 
 
 def _inside(address: str) -> Any:
     with _opening:
         if address not in _kept:
-            _kept[address] = _library()[0].open(address)
+            connection = _library()[0].open(address)
+            if not _kept:
+                atexit.register(_close, os.getpid())
+            _kept[address] = connection
         return _kept[address]
+
+
+def _close(pid: int) -> None:
+    """As the process ends, while libvirt is whole: later the interpreter takes its modules apart, and a
+    connection that is still open complains. A fork has not got its parent's driver."""
+    if pid == os.getpid():
+        for connection in _kept.values():
+            with suppress(_library()[0].libvirtError):
+                connection.close()
+        _kept.clear()
 
 
 __all__ = ["Host", "lacking", "opened", "refusal"]

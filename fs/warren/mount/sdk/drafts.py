@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -46,9 +46,12 @@ class Draft:
             trio.lowlevel.reschedule(task)
 
 
-def chains(batch: Sequence[Draft]) -> list[list[Draft]]:
+D = TypeVar("D", bound=Draft)
+
+
+def chains(batch: Sequence[D]) -> list[list[D]]:
     """Those of each key, in their order; each without a key by itself."""
-    keyed: dict[str, list[Draft]] = {}
+    keyed: dict[str, list[D]] = {}
     for draft in batch:
         if draft.key:
             keyed.setdefault(draft.key, []).append(draft)

@@ -20,11 +20,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 import trio
-from warren.mount.sdk.patience import Tries, code
 
 if TYPE_CHECKING:
     from warren.mount.sdk.node import Node
@@ -49,7 +49,7 @@ class Leased:
         self.until = trio.current_time() + 0.9 * term
         self.answered = False
         self.lost = False  # its lease ended before it was answered
-        self._extending = trio.CancelScope()
+        self._extending: trio.CancelScope | None = None
         self._working: trio.CancelScope | None = None
 
     # What the kinds say in their own words
@@ -62,8 +62,8 @@ class Leased:
         """It is not done."""
         raise NotImplementedError
 
-    async def _extend(self, seconds: float) -> None:
-        """Hold it so much longer from now."""
+    async def _extend(self, seconds: float, limit: float) -> None:
+        """Hold it so much longer from now; to be done within LIMIT."""
         raise NotImplementedError
 
     # Answers
@@ -80,36 +80,27 @@ class Leased:
         if self.answered:
             raise ValueError("it was answered already")
         self.answered = True
-        self._extending.cancel()
-
-        async def work(tries: Tries) -> None:
-            try:
-                await say()
-            except OSError as e:
-                # Had the try before not been done, the lease would be good still.
-                if not (code(e) == 409 and tries.unsure and trio.current_time() < self.until):
-                    raise
-
-        await self.node.do(self.path, work)
+        self.node.held.drop(self)
+        if self._extending is not None:
+            self._extending.cancel()
+        await say()
 
     # Time
 
-    def hold(self) -> None:
-        """Extend the lease in the background until it is answered."""
-        self.node.background.start_soon(self._hold)
+    @property
+    def due(self) -> float:
+        """When it is to be extended."""
+        return self.until - self.term * 2 / 3
 
-    async def _hold(self) -> None:
-        with self._extending:
-            while not self.lost:
-                await trio.sleep_until(self.until - self.term * 2 / 3)
-                await self._longer()
+    async def longer(self) -> None:
+        """Extend the lease once, unless it is answered meanwhile."""
+        with trio.CancelScope() as self._extending:
+            await self._longer()
 
     async def _longer(self) -> None:
         asked = trio.current_time()
         try:
-            await self.node.do(
-                self.path, lambda tries: self._extend(self.term), deadline=max(self.until - asked, 0.0)
-            )
+            await self._extend(self.term, max(self.until - asked, 0.0))
             self.until = asked + self.term
         except OSError as e:
             if not isinstance(e, FileExistsError) and trio.current_time() < self.until:
@@ -163,6 +154,50 @@ class Leased:
                 e.add_note(f"it could not be given back: {refused}")
 
 
+class Held:
+    """What is held: each lease is extended whenever a third of it is over, until it is answered or lost."""
+
+    def __init__(self, background: trio.Nursery) -> None:
+        self._background = background
+        self._held: dict[Leased, None] = {}
+        self._until = inf  # when the keeper looks again
+        self._nap: trio.CancelScope | None = None  # of the keeper, while there is one
+
+    def add(self, leased: Leased) -> None:
+        """Extend the lease from now on."""
+        self._held[leased] = None
+        if self._nap is None:
+            self._nap = trio.CancelScope()
+            self._background.start_soon(self._keep)
+        elif leased.due < self._until:
+            self._nap.cancel()
+
+    def drop(self, leased: Leased) -> None:
+        """It was answered."""
+        self._held.pop(leased, None)
+
+    async def _keep(self) -> None:
+        """Look at all of them when one is due. Ends when that time has come and nothing is held any more."""
+        try:
+            while self._held:
+                now, self._until = trio.current_time(), inf
+                for leased in list(self._held):
+                    if leased.due <= now:
+                        del self._held[leased]
+                        self._background.start_soon(self._longer, leased)
+                    else:
+                        self._until = min(self._until, leased.due)
+                with trio.CancelScope() as self._nap:
+                    await trio.sleep_until(self._until)
+        finally:
+            self._nap = None
+
+    async def _longer(self, leased: Leased) -> None:
+        await leased.longer()
+        if not leased.answered and not leased.lost:
+            self.add(leased)
+
+
 L = TypeVar("L", bound=Leased)
 
 
@@ -200,9 +235,9 @@ class Leases(Generic[L]):
         held, self._held = self._held, None
         if held is not None and not held.answered:
             await held.ack()
-        self._held = await self._next()
-        self._held.hold()
-        return self._held
+        self._held = held = await self._next()
+        held.node.held.add(held)
+        return held
 
     async def each(self, work: Callable[[L], Awaitable[None]], *, at_once: int = 1) -> None:
         """WORK for each that comes, so many at once; never more are held. Runs until WORK raises.
@@ -214,7 +249,7 @@ class Leases(Generic[L]):
         async def one() -> None:
             while True:
                 held = await self._next()
-                held.hold()
+                held.node.held.add(held)
                 await held.under(partial(work, held))
 
         async def first_error() -> None:

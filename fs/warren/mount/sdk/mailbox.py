@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from warren.mount.sdk.drafts import Draft, Sent
 from warren.mount.sdk.leases import Leased, Leases
 from warren.mount.sdk.sending import SAFE
-from warren.mount.sdk.wire import make, parted, take, tell
+from warren.mount.sdk.wire import make, parted
 from warren.tree.report import pairs
 
 if TYPE_CHECKING:
@@ -73,11 +73,8 @@ class Topic:
     def receive(self, *, lease: float = 30.0) -> Leases[Message]:
         """Messages as they come, each under a lease of so many seconds, made longer while it is worked on."""
 
-        options = f"max=1 ack=explicit vis={lease:g}s"
-
         async def next() -> Message:
-            while not (data := await take(self.node, f"{self._at}/recv", options)):
-                pass
+            data = await self.node.receiver(self._at, lease).next()
             return Message(self.node, f"{self._at}/ack", data, lease)
 
         return Leases(next)
@@ -94,12 +91,15 @@ class Message(Leased):
         self._lease = self.head["lease"]
 
     async def _done(self) -> None:
-        await tell(self.node, self.path, f"{self.id} {self._lease}")
+        await self._say(f"{self.id} {self._lease}")
 
     async def _back(self, why: str, delay: float | None) -> None:
         line = f"nack {self.id} {self._lease}"
         line += "" if delay is None else f" delay={delay:g}s"
-        await tell(self.node, self.path, line)
+        await self._say(line)
 
-    async def _extend(self, seconds: float) -> None:
-        await tell(self.node, self.path, f"extend {self.id} {self._lease} {seconds:g}s")
+    async def _extend(self, seconds: float, limit: float) -> None:
+        await self._say(f"extend {self.id} {self._lease} {seconds:g}s", limit)
+
+    async def _say(self, line: str, limit: float | None = None) -> None:
+        await self.node.answers(self.path).say(self.id, line, self.until, limit)

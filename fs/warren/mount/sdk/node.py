@@ -24,23 +24,35 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import trio
 from warren.mount.dial import DEADLINE, dial
 from warren.mount.file import Buffer
 from warren.mount.files import Files
+from warren.mount.sdk.answering import Answers
+from warren.mount.sdk.leases import Held
 from warren.mount.sdk.mailbox import Topic
 from warren.mount.sdk.patience import Patience, Tries, persist
 from warren.mount.sdk.place import Place, place
+from warren.mount.sdk.receiving import Receiver
 from warren.mount.sdk.sending import Sender
 from warren.mount.sdk.storage import Storage
 from warren.mount.sdk.task import Queue
 from warren.mount.sdk.wire import Shelf
 
 T = TypeVar("T")
+K = TypeVar("K")
+
+
+class _Idles(Protocol):
+    @property
+    def idle(self) -> bool: ...
+
+
+F = TypeVar("F", bound=_Idles)
 IN_FLIGHT = 32
-SENDERS = 1024  # topics that are remembered to send to
+KNOWN = 1024  # files that are remembered, of each kind
 
 
 class Node:
@@ -52,7 +64,10 @@ class Node:
         self.background = background  # for what keeps leases alive
         self.mute: set[str] = set()  # files that we may write, and whose answers we may not read
         self.shelf = Shelf(background)
+        self.held = Held(background)
         self._senders: dict[str, Sender] = {}
+        self._answers: dict[str, Answers] = {}
+        self._receivers: dict[tuple[str, float], Receiver] = {}
         self._places = trio.Semaphore(in_flight)
 
     # What there is
@@ -97,11 +112,20 @@ class Node:
 
     def sender(self, path: str) -> Sender:
         """What is under way to the `send.h` at PATH."""
-        found = self._senders.get(path)
-        if found is None:
-            if len(self._senders) >= SENDERS:
-                self._senders = {name: each for name, each in self._senders.items() if not each.idle}
-            found = self._senders[path] = Sender(self, path)
+        if (found := self._senders.get(path)) is None:
+            found = _known(self._senders, path, Sender(self, path))
+        return found
+
+    def answers(self, path: str) -> Answers:
+        """What is under way to the `ack` at PATH."""
+        if (found := self._answers.get(path)) is None:
+            found = _known(self._answers, path, Answers(self, path))
+        return found
+
+    def receiver(self, path: str, lease: float) -> Receiver:
+        """Who waits at the `recv` of the topic or group at PATH, for leases of so many seconds."""
+        if (found := self._receivers.get((path, lease))) is None:
+            found = _known(self._receivers, (path, lease), Receiver(self, path, lease))
         return found
 
     async def do(
@@ -197,6 +221,15 @@ class node(AbstractAsyncContextManager[Node]):
             await self._opening.__aexit__(None, None, None)
         finally:
             await self._session.__aexit__(None, None, None)
+
+
+def _known(those: dict[K, F], key: K, new: F) -> F:
+    """Remember one more, and forget those with nothing under way where there are many."""
+    if len(those) >= KNOWN:
+        for idle in [name for name, each in those.items() if each.idle]:
+            del those[idle]
+    those[key] = new
+    return new
 
 
 def _under(directory: str, name: str) -> str:

@@ -120,6 +120,11 @@ def unsure(e: OSError, peer: str = "") -> bool:
     return isinstance(e, ConnectionError | TimeoutError) or e.errno in _UNSAID
 
 
+def done_before(e: OSError, tries: Tries, good: float) -> bool:
+    """Whether E says that an earlier try was done, of what is about a lease that lives until GOOD."""
+    return code(e) == 409 and tries.unsure and trio.current_time() < good
+
+
 async def persist(
     work: Callable[[Tries], Awaitable[T]],
     patience: Patience,

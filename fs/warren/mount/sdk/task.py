@@ -21,7 +21,7 @@ import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from warren.mount.sdk.leases import Leased, Leases
-from warren.mount.sdk.patience import Tries
+from warren.mount.sdk.patience import Tries, done_before
 from warren.mount.sdk.wire import ask, make, parted, take
 from warren.tree import quote
 from warren.tree.report import legible, pairs
@@ -104,17 +104,27 @@ class Task(Leased):
         self.dup = False
 
     async def _done(self) -> None:
-        line = f"done {self.fence} {_word(self.result, 'effect', 'fence')}\n"
-        told = await ask(self.node, self.path, line.encode())
+        told = await self._ask(f"done {self.fence} {_word(self.result, 'effect', 'fence')}")
         self.dup, self.result = told.get("dup") == "1", told.get("result", self.result)
 
     async def _back(self, why: str, delay: float | None) -> None:
         line = f"fail {self.fence} {_word(why[:_WHY] or 'failed', 'delay', 'retry', 'fence')}"
         line += "" if delay is None else f" delay={delay:g}s"
-        await ask(self.node, self.path, f"{line}\n".encode())
+        await self._ask(line)
 
-    async def _extend(self, seconds: float) -> None:
-        await ask(self.node, self.path, f"hb {self.fence} {seconds:g}s\n".encode())
+    async def _extend(self, seconds: float, limit: float) -> None:
+        await self._ask(f"hb {self.fence} {seconds:g}s", limit)
+
+    async def _ask(self, line: str, limit: float | None = None) -> dict[str, str]:
+        async def work(tries: Tries) -> dict[str, str]:
+            try:
+                return await ask(self.node, self.path, f"{line}\n".encode())
+            except OSError as e:
+                if not done_before(e, tries, self.until):
+                    raise
+                return {}
+
+        return await self.node.do(self.path, work, deadline=limit)
 
 
 def _word(text: str, *keys: str) -> str:

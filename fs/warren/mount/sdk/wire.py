@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -21,6 +22,7 @@ WAIT: Final = 25.0  # seconds that one read waits; a peer that is gone without a
 _LINE: Final = 4096
 _MUTE: Final = 1024
 _HEAD: Final = 16 << 10
+_MORE: Final = 64 << 10  # that is asked for at once where it is not known yet how much there is
 
 
 class Shelf:
@@ -106,15 +108,16 @@ async def opened(node: Node, path: str) -> File:
     return file
 
 
-async def exchange(file: File, data: bytes, n: int) -> bytes:
+async def exchange(file: File, data: bytes, n: int, limit: float | None = None) -> bytes:
     """Write DATA at offset 0 and read at most N bytes of what is answered, both asked for at once.
 
     Of a server of ours, which begins requests in their order and lets such a read wait for the answer. Never
-    done again after a loss. Cancelled: it was written, or not.
+    done again after a loss. LIMIT is in seconds. Cancelled: it was written, or not.
     """
+    limit = file._files.deadline if limit is None else limit
     if not file._link.in_order or len(data) >= file.payload:
         await file.pwrite(data, 0)
-        return await file.pread(n, 0)
+        return await file._do(Op(file.path, limit), partial(_read, file, n), again=False)
 
     async def work(op: Op, link: Link) -> bytes:
         op.effect = file._unsure = True
@@ -132,8 +135,12 @@ async def exchange(file: File, data: bytes, n: int) -> bytes:
         return bytes(reply.data)
 
     # Where the read did not wait, the answer is there by now.
-    said = await file._do(Op(file.path, file._files.deadline), work, again=False)
+    said = await file._do(Op(file.path, limit), work, again=False)
     return said or await file.pread(n, 0)
+
+
+async def _read(file: File, n: int, op: Op, link: Link) -> bytes:
+    return bytes((await link.ask(op, Tread, file._fid, 0, n)).data)
 
 
 async def ask(node: Node, path: str, data: bytes) -> dict[str, str]:
@@ -143,12 +150,12 @@ async def ask(node: Node, path: str, data: bytes) -> dict[str, str]:
         return {} if file.flags & os.O_ACCMODE == os.O_WRONLY else await answer(file)
 
 
-async def tell(node: Node, path: str, line: str) -> None:
+async def tell(node: Node, path: str, line: bytes) -> None:
     """A line to which no answer is read. Cancelled: it was taken, or not."""
     used = node.shelf.take(path)
     file = used or await node.files.open(path, os.O_WRONLY)
     try:
-        await file.pwrite(f"{line}\n".encode(), 0)
+        await file.pwrite(line, 0)
     except OSError as e:
         node.shelf.drop(file)
         if used is None or code(e) not in (403, 404):
@@ -162,41 +169,56 @@ async def tell(node: Node, path: str, line: str) -> None:
 
 
 async def take(node: Node, path: str, options: str) -> bytes:
-    """What one open of PATH gives after these OPTIONS were written; b"" if nothing comes in WAIT seconds.
+    """What is given by PATH, which is told these OPTIONS; b"" if nothing comes in WAIT seconds.
 
     Cancelled: nothing was taken, or it is given back.
     """
-
-    options += f" wait={WAIT:g}s"
-    limit = WAIT + node.files.deadline
+    asked = f"{options} wait={WAIT:g}s".encode()
 
     async def work(tries: Tries) -> bytes:
-        file = await node.files.open(path, os.O_RDWR | os.O_NONBLOCK)
-        data, total = b"", 1
+        used = node.shelf.take(path)
+        file = used or await node.files.open(path, os.O_RDWR | os.O_NONBLOCK)
         try:
-            await file.write(options.encode())
-            with trio.move_on_after(limit) as patience:
-                data = await file.record()
-            if patience.cancelled_caught:
-                raise TimeoutError(errno.ETIMEDOUT, f"no answer within {limit:g} s", path)
-            total = _total(data)
-            while len(data) < total:
-                more = await file.pread(total - len(data), len(options) + len(data))
+            data = await exchange(file, asked, file.payload, WAIT + node.files.deadline)
+            while len(data) < (total := _total(data)):
+                more = await file.pread(max(total - len(data), _MORE), len(data))
                 if not more:
                     raise OSError(errno.EBADMSG, f"{len(data)} of {total} bytes came", path)
                 data += more
-        finally:
-            try:
-                await file.close()
-            except ConnectionError:
-                if len(data) < total:
-                    raise
+        except OSError as e:
+            node.shelf.drop(file)
+            if used is None or not (isinstance(e, ConnectionError) or code(e) in (403, 404, 409)):
+                raise
+            return await work(tries)  # it may have been lost long ago, or another file stands there now
+        except BaseException:
+            node.shelf.drop(file)
+            raise
+        node.shelf.put(path, file)
         return data
 
     return await node.do(path, work, waits=True)
 
 
+def messages(data: bytes) -> list[bytes]:
+    """What came together, one by one."""
+    ends, _ = _ends(data)
+    return [data[begins:end] for begins, end in zip([0, *ends], ends, strict=False)]
+
+
 def _total(data: bytes) -> int:
-    """How long all of it is, by what its head says."""
-    head, empty, _ = data[:_HEAD].partition(b"\n\n")
-    return len(head) + len(empty) + int(words(head).get("len", "0")) if empty else len(data)
+    """How long all of it is, by what the heads say, or at least."""
+    ends, count = _ends(data)
+    return max(ends[-1], len(data) + (len(ends) < count)) if ends else len(data)
+
+
+def _ends(data: bytes) -> tuple[list[int], int]:
+    """Where each message ends whose head is here, and how many come together."""
+    ends: list[int] = []
+    at, count = 0, 1
+    while len(ends) < count and (empty := data.find(b"\n\n", at, at + _HEAD)) >= 0:
+        head = words(data[at:empty])
+        if not ends:
+            count = int(head.get("batch", "1"))
+        at = empty + 2 + int(head.get("len", "0"))
+        ends.append(at)
+    return ends, count

@@ -64,11 +64,10 @@ async def _wait(topic: Topic, reader: Reader) -> None:
 
 async def bodies(topic: Topic, taken: Taken) -> list[Message]:
     """What was taken. Cancelled: not while it is read."""
-    found: list[Message] = []
+    places = [(kept.number, at, index) for kept, _, at, index in taken.messages]
     try:
         with trio.CancelScope(shield=True):
-            for kept, _, at, index in taken.messages:
-                found.append(await topic.message(kept.number, at, index))
+            found = await topic.messages(places)
     finally:
         _unpin(topic, taken)
     return found

@@ -4,7 +4,8 @@
 
     nothing read yet     closing takes nothing
     part of it read      closing gives it back, and it does not count as an attempt
-    all of it read       acknowledged at the close (`auto`), or by a line written to `ack` (`explicit`)
+    all of it read       acknowledged at the close (`auto`), or by a line written to `ack` (`explicit`).
+                         Options that are written now ask for another (not with `auto`)
 """
 
 from __future__ import annotations
@@ -73,6 +74,16 @@ class RecvHandle(Once):
     def _told(self, data: bytes) -> None:
         self.options = options(data)
 
+    def _again(self) -> bool:
+        """Who read all of it goes on by options: where the close acknowledges, that is another open."""
+        if not self.read_whole or self._acked_at_close():
+            return False
+        self.taken = None
+        return True
+
+    def _acked_at_close(self) -> bool:
+        return (self.options.ack or self.topic.state.settings.ack) == "auto"
+
     async def _wanted(self) -> bytes:
         """Wait for it. Cancelled: nothing was taken. What came too late for a closed file goes back."""
         taken = await take(self.topic, Reader(self.group, self.caller.subject, self.options))
@@ -93,6 +104,8 @@ class RecvHandle(Once):
         assert self.taken is not None
         kept, attempt, _, _ = self.taken.messages[nth]
         said: dict[str, object] = {"seq": kept.number, "ts": kept.sent, "attempt": attempt}
+        if not nth and len(self.taken.messages) > 1:
+            said["batch"] = len(self.taken.messages)
         if self.taken.lease:
             said |= {"lease": self.taken.lease, "vis_until": self.taken.until}
         return shown(message, said)
@@ -105,7 +118,7 @@ class RecvHandle(Once):
         topic, batch = self.topic, None
         if not self.read_whole:
             batch = release(topic, self.group, taken)
-        elif closed and (self.options.ack or topic.state.settings.ack) == "auto":
+        elif closed and self._acked_at_close():
             batch = finish(topic, self.group, taken)
         if batch is None:
             return None

@@ -6,7 +6,7 @@ What is decided stands in `sending`, `leasing` and `operating`; what keeps the l
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -131,17 +131,29 @@ class Topic(Ledger[State, Record, Reader]):
             size -= len(old.body) + _COST
         self._bytes = size
 
-    async def message(self, number: int, at: int, index: int) -> Message:
-        """A message as it was sent, from a record that is durable. Cancelled: no effect."""
-        if (known := self._bodies.get(number)) is not None:
-            return known
+    async def messages(self, places: Iterable[tuple[int, int, int]]) -> list[Message]:
+        """Messages as they were sent, by number, record and index in it; the records are durable.
+
+        Cancelled: no effect.
+        """
+        found: list[Message] = []
+        records: dict[int, list[Message]] = {}  # those that were sent together are mostly wanted together
+        for number, at, index in places:
+            if (known := self._bodies.get(number)) is None:
+                if at not in records:
+                    records = {at: await self._sent(at)}
+                known = records[at][index]
+            found.append(known)
+        return found
+
+    async def _sent(self, at: int) -> list[Message]:
         try:
             record = unpack((await self.store.read(self.key, at)).data)
         except StoreError as e:
             raise self.refusal(e) from e
         if not isinstance(record, Send | Carry):
             raise Refused(422, f"record {at} of {self.name} holds no message")
-        return record.messages[index]
+        return record.messages
 
     async def body(self, kept: Kept) -> Message:
         """A message that is known now. Cancelled: no effect."""
@@ -149,7 +161,8 @@ class Topic(Ledger[State, Record, Reader]):
         self.pin(at)
         try:
             await self.barrier()
-            return await self.message(kept.number, at, index)
+            [message] = await self.messages([(kept.number, at, index)])
+            return message
         finally:
             self.unpin(at)
 

@@ -161,6 +161,13 @@ class LeaseHandle(Once):
     def _told(self, data: bytes) -> None:
         self.options = options(data)
 
+    def _again(self) -> bool:
+        """Who read all of it goes on by options."""
+        if not self.read_whole:
+            return False
+        self.taken = None
+        return True
+
     async def _wanted(self) -> bytes:
         """Wait for one. Cancelled: nothing was taken. What came too late for a closed file goes back."""
         wanted = Reader(self.caller.subject, self.options.term, self.options.wait)

@@ -1,0 +1,213 @@
+"""Those who wait at the same time are served together, and each is as if it were alone."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+from warren.mount.sdk import GiveBack, Message, Node, node
+from warren.servers.mailbox.leasing import answer
+from warren.servers.mailbox.receiving import RecvHandle
+from warren.servers.mailbox.words import Answer
+from warren.tree import Bytes, Maybe
+
+from tests.mount.nodes import serving
+from tests.servers.reach import attributes_of
+
+T = "/mailbox/t"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Every write to a `recv`, as the server has it."""
+    seen: list[bytes] = []
+    true = RecvHandle.write
+
+    def write(handle: RecvHandle, offset: int, data: Bytes) -> Maybe[int]:
+        seen.append(bytes(data))
+        return true(handle, offset, data)
+
+    monkeypatch.setattr(RecvHandle, "write", write)
+    return seen
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many lines each write to an `ack` had."""
+    seen: list[int] = []
+
+    async def counted(topic: object, group: str, subject: str, answers: list[Answer]) -> None:
+        seen.append(len(answers))
+        await answer(topic, group, subject, answers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("warren.servers.mailbox.files.answer", counted)
+    return seen
+
+
+async def stats(n: Node) -> dict[str, str]:
+    return attributes_of(await n.read(f"{T}/stats"))
+
+
+async def sent(n: Node, many: int) -> None:
+    topic = n.mailbox("t")
+    await topic.make()
+    async with trio.open_nursery() as nursery:
+        for k in range(many):
+            nursery.start_soon(topic.send, b"%d" % k)
+
+
+async def test_what_is_received_at_once_shares_reads_and_what_is_acknowledged_writes(
+    tmp_path: Path, autojump_clock: MockClock, asked: list[bytes], answered: list[int]
+) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        await sent(n, 200)
+        got: list[bytes] = []
+        all_here = trio.Event()
+
+        async def work(message: Message) -> None:
+            got.append(message.body)
+            if len(got) == 200:
+                all_here.set()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(50):
+                nursery.start_soon(n.mailbox("t").receive().each, work)
+            await all_here.wait()
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        assert sorted(got, key=int) == [b"%d" % k for k in range(200)]
+        assert len(asked) < 25
+        assert sum(answered) == 200
+        assert len(answered) < 25
+        said = await stats(n)
+        words = ("acked", "inflight", "readers", "redelivered")
+        assert [said[word] for word in words] == ["200", "0", "0", "0"]
+
+
+async def test_one_that_waits_alone_asks_for_one(
+    tmp_path: Path, asked: list[bytes], autojump_clock: MockClock
+) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        await sent(n, 3)
+        async with n.mailbox("t").receive() as messages:
+            got = [(await anext(aiter(messages))).body for _ in range(3)]
+        assert sorted(got) == [b"0", b"1", b"2"]
+        assert [data.split()[0] for data in asked] == [b"max=1"] * 3
+        assert (await stats(n))["acked"] == "3"
+
+
+async def test_who_gave_up_is_given_nothing(
+    tmp_path: Path, autojump_clock: MockClock, asked: list[bytes]
+) -> None:
+    """Ten wait, and seven leave: what comes is for those who are still there, and no more is taken."""
+    async with serving(tmp_path) as there, node(there.address) as n:
+        await n.mailbox("t").make()
+        got: list[bytes] = []
+        scopes = [trio.CancelScope() for _ in range(10)]
+
+        async def receive(scope: trio.CancelScope) -> None:
+            with scope:
+                async with n.mailbox("t").receive(lease=3600) as messages:
+                    got.append((await anext(aiter(messages))).body)
+
+        async with trio.open_nursery() as nursery:
+            for scope in scopes:
+                nursery.start_soon(receive, scope)
+            await wait_all_tasks_blocked()
+            for scope in scopes[2:9]:
+                scope.cancel()
+            await wait_all_tasks_blocked()
+            await sent(n, 5)
+        said = await stats(n)
+        assert len(got) == 3
+        assert (said["acked"], said["depth"], said["inflight"], said["nacked"]) == ("3", "2", "0", "0")
+        assert [data.split()[0] for data in asked] == [b"max=10", b"max=3"]
+
+
+async def test_an_answer_that_is_refused_hurts_no_other(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        await sent(n, 8)
+        outcome: dict[bytes, str] = {}
+        here, late = trio.Event(), 0
+
+        async def receive() -> None:
+            nonlocal late
+            async with n.mailbox("t").receive() as messages:
+                message = await anext(aiter(messages))
+                late += 1
+                if late == 8:
+                    here.set()
+                await here.wait()
+                if message.body in (b"2", b"5"):
+                    await n.write(f"{T}/del", message.id.encode())  # so there is nothing to answer any more
+                    await message.ack()
+
+        async def watched(k: int) -> None:
+            try:
+                await receive()
+            except FileExistsError:
+                outcome[b"%d" % k] = "409"
+
+        async with trio.open_nursery() as nursery:
+            for k in range(8):
+                nursery.start_soon(watched, k)
+        assert list(outcome.values()) == ["409"] * 2
+        said = await stats(n)
+        assert (said["acked"], said["inflight"]) == ("6", "0")
+
+
+async def test_large_messages_come_together_as_far_as_they_fit(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """More than one read brings, and more than one batch."""
+    async with serving(tmp_path) as there, node(there.address) as n:
+        topic = n.mailbox("t")
+        await topic.make()
+        bodies = {os.urandom(200_000) for _ in range(8)}
+        for body in bodies:
+            await topic.send(body, corr="len=3 batch=9 it's\nquoted")
+        got: set[bytes] = set()
+        async with trio.open_nursery() as nursery:
+
+            async def work(message: Message) -> None:
+                assert message.head["corr"] == "len=3 batch=9 it's\\x0aquoted"
+                got.add(message.body)
+                if got == bodies:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(lambda: n.mailbox("t").receive().each(work, at_once=8))
+        assert got == bodies
+
+
+async def test_leases_are_extended_while_many_are_held(tmp_path: Path, autojump_clock: MockClock) -> None:
+    async with serving(tmp_path) as there, node(there.address) as n:
+        await sent(n, 20)
+        done = 0
+
+        async def work(message: Message) -> None:
+            nonlocal done
+            await trio.sleep(60 + 7 * (message.seq % 3))
+            if message.attempt == 1 and message.seq == 4:
+                raise GiveBack(delay=0)
+            done += 1
+            if done == 20:
+                nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: n.mailbox("t").receive(lease=2).each(work, at_once=20))
+        said = await stats(n)
+        assert (done, said["timed_out"], said["nacked"]) == (20, "0", "1")
+
+
+async def test_who_waits_when_the_node_is_left_is_told_so(tmp_path: Path) -> None:
+    async with serving(tmp_path) as there:
+        async with node(there.address) as n:
+            await n.mailbox("t").make()
+        with pytest.raises(ConnectionResetError, match="the node was left; nothing was received"):
+            async with n.mailbox("t").receive() as messages:
+                await anext(aiter(messages))
