@@ -19,6 +19,7 @@ from warren.tree import Node
 
 from tests.boot import tiny
 from tests.boot.shim import built, serve, standin
+from tests.boot.without import without
 
 MICROVM = recipe.load("standin-microvm")
 REFUSAL = b'BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0): Access Denied\r\n'
@@ -141,6 +142,13 @@ async def test_without_qemu_it_is_an_error(tmp_path: Path, monkeypatch: pytest.M
     report = await run(asked, serve)
     assert (report.verdict, report.code) == (ERROR, 503)
     assert "is not installed" in report.reason
+
+
+async def test_without_what_speaks_with_qemu_it_is_an_error(tmp_path: Path) -> None:
+    with without("qemu"):
+        report = await run(job(tmp_path, tiny.HANG), serve)
+    assert (report.verdict, report.code) == (ERROR, 503)
+    assert report.reason == "qemu.qmp is not installed: pip install 'warren-9p[vm]'"
 
 
 async def test_qemus_own_words_are_the_reason(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from warren.boot.harness.harness import STAGES
 
+from tests.boot.without import without
 from tests.shell.conftest import Command
 from tests.shell.running import WARREN, Done, environment
 from tests.shell.test_hive import down, up
@@ -177,6 +178,13 @@ def test_without_qemu_it_says_what_is_missing(
     done = boot("run", "standin", "--accel", "tcg")
     assert done.code == 7
     assert "qemu-system-x86_64 is not installed" in done.out
+
+
+def test_without_what_speaks_with_qemu_it_says_what_to_install(boot: Boot) -> None:
+    with without("qemu"):
+        done = boot("run", "standin", "--accel", "tcg")
+    assert done.code == 7
+    assert "pip install 'warren-9p[vm]'" in done.out
 
 
 IN_A_HIVE = """

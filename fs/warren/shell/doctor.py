@@ -136,6 +136,15 @@ def _ovmf() -> Finding:
     return Finding(LACKING, "no OVMF firmware", costs, "install the package ovmf")
 
 
+def _qmp() -> Finding:
+    from warren.boot.machines import qmp
+
+    if why := qmp.lacking():
+        costs = "no machines but those of libvirt, no boot images"
+        return Finding(LACKING, why.partition(":")[0], costs, why.partition(": ")[2])
+    return Finding(OK, "qemu.qmp, by which QEMU is told things, can be loaded")
+
+
 def _libvirt() -> Finding:
     from warren.boot.libvirt import library as libvirt
 
@@ -182,6 +191,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "fuse": _fuse,
     "v9fs": _v9fs,
     "qemu": _program("qemu-system-x86_64", "no machines, no boot images", "qemu-system-x86"),
+    "qmp": _qmp,
     "accelerator": _accelerator,
     "ovmf": _ovmf,
     "libvirt": _libvirt,

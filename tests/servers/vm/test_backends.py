@@ -12,6 +12,7 @@ from warren.servers.vm.images import Built
 from warren.servers.vm.qemu import QemuBackend
 
 from tests.boot.shim import built
+from tests.boot.without import without
 from tests.servers.vm.place import Shelved, house
 from tests.servers.vm.standin import StandIn
 from tests.servers.vm.suite import PROMISES, children
@@ -87,3 +88,18 @@ async def test_a_real_root_task_boots_as_its_image_does(shim: Path, tmp_path: Pa
 
 def test_every_back_end_that_is_promised_is_there() -> None:
     assert [one.name for one in usual()] == ["qemu-tcg", "qemu-kvm", "libvirt", "firecracker"]
+
+
+async def test_without_what_speaks_with_qemu_the_back_ends_say_so(shim: Path, tmp_path: Path) -> None:
+    files = {"kernel": shim / "standin.elf", "initrd": shim / "root.elf"}
+    image = Built("standin", "standin", "0" * 64, "standin-microvm", files)
+    with without("qemu"):
+        async with house(tmp_path, QemuBackend("tcg"), QemuBackend("kvm"), images=Shelved(image)) as h:
+            way_out = "why='qemu.qmp is not installed: pip install ''warren-9p[vm]'''"
+            lines = (await h.all_of("/vm/backends")).decode().splitlines()
+            assert lines == [f"qemu-tcg=0 {way_out}", f"qemu-kvm=0 {way_out}"]
+            async with h.machine("image standin", "start") as (m, _):
+                said = (await h.all_of(f"{m}/wait")).decode()
+                assert "ended=error" in said
+                assert "pip install ''warren-9p[vm]''" in said
+    assert children() == set()

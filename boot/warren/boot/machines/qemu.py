@@ -35,7 +35,7 @@ from typing import Final, NamedTuple
 
 import trio
 from warren.boot.machines.probe import QEMU
-from warren.boot.machines.qmp import Qmp
+from warren.boot.machines.qmp import Qmp, lacking
 from warren.boot.machines.recipe import Recipe
 from warren.tree import Refused
 
@@ -152,13 +152,13 @@ class Qemu:
     """One machine. Made by `started`."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], streams: Sequence[trio.SocketStream],
+        self, process: subprocess.Popen[bytes], qmp: Qmp, streams: Sequence[trio.SocketStream],
         begun: tuple[float, float],
     ) -> None:  # fmt: skip
         self.pid = process.pid
-        self.qmp = Qmp(streams[0])
-        self.console, self.channel = streams[1:3]
-        self.export = streams[3] if len(streams) > 3 else None
+        self.qmp = qmp
+        self.console, self.channel = streams[:2]
+        self.export = streams[2] if len(streams) > 2 else None
         self.begun, self.begun_wall = begun  # trio's clock and the wall's, just before the fork
         self.status: int | None = None
         self._process = process
@@ -227,8 +227,11 @@ class Qemu:
 
         PREFIX goes before QEMU's words: a program that limits itself and executes the rest. ADOPT is told the
         process id before QEMU runs. FOLDER is where it works. Raises Refused (503) if QEMU is not installed,
-        and (502) with its words if it ended at once. Cancelled at any point leaves no process.
+        or not what speaks with it, and (502) with its words if it ended at once. Cancelled at any point
+        leaves no process.
         """
+        if why := lacking():
+            raise Refused(503, why)
         async with AsyncExitStack() as stack:
             ours, theirs = _pairs(stack, 4 if export and recipe.export else 3)
             line = arguments(
@@ -239,10 +242,10 @@ class Qemu:
             process, said = _spawn([*prefix, *line], [end.fileno() for end in theirs], folder)
             for end in theirs:
                 end.close()
-            streams = [trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in ours]
+            streams = [trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in ours[1:]]
             for stream in streams:
                 stack.callback(stream.socket.close)  # so that whoever still waits on one hears of it
-            made = cls(process, streams, begun)
+            made = cls(process, Qmp(ours[0]), streams, begun)
             failed: Exception | None = None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(made._reap)
@@ -263,8 +266,9 @@ class Qemu:
 
     async def _greet(self, paused: bool) -> None:
         try:
-            await self.qmp.begin(*(() if paused else ("cont",)))
             await self.qmp.ready()
+            if not paused:
+                await self.qmp.execute("cont")
         except Refused:
             with trio.move_on_after(5):
                 await self.wait()

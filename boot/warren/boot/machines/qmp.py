@@ -1,33 +1,54 @@
-"""QMP, the protocol by which QEMU is told things: JSON objects over a stream.
+"""QMP, the protocol by which QEMU is told things: JSON objects over a socket.
 
-    qmp = Qmp(stream)                    nursery.start_soon(qmp.run)
-    await qmp.ready()                    once QEMU greeted and took what was asked of it at once
+    qmp = Qmp(end)                       nursery.start_soon(qmp.run)
+    await qmp.ready()                    once QEMU has greeted and been greeted
     await qmp.execute("stop")            what it returned; Refused has QEMU's own words
     await qmp.event("RESUME", "STOP")    the next event of these names
     await qmp.raw(b'{"execute": ...}')   one command as somebody wrote it, one answer as QEMU gave it
 
-Commands may be sent before QEMU reads anything: `begin` sends the first ones with the capabilities, so a
-machine that starts still goes on without another turn between the two processes. An answer has the number
-of its command; what comes with a number that nobody waits for is dropped, as of a call that was cancelled.
+The protocol is spoken by qemu.qmp, which QEMU's own project has made (see `client`); `lacking` says why it
+cannot be, where that package is not installed. One command is under way at a time, as in QEMU itself. Whoever
+is cancelled, or has waited too long, leaves the next one sound: what is answered then is dropped.
 
 Only a machine's own owner may have this protocol: whoever speaks it can read and write files as QEMU can.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
+import socket
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 from warren.tree import Refused
 
+if TYPE_CHECKING:
+    from warren.boot.machines.client import Client
+    from warren.tree.loop import Loop
+
 LONGEST: Final = 1 << 20  # bytes of one message, either way
 PATIENCE: Final = 10.0
+GREETS: Final = 60.0  # seconds for QEMU to start
 KEPT: Final = 64  # events
+_GONE: Final = 502, "QEMU has ended"
+_RUBBISH: Final = 502, "QEMU said what is no QMP, and is not heard any more"
+_LACKING: Final = "qemu.qmp is not installed: pip install 'warren-9p[vm]'"
+
+
+def lacking() -> str:
+    """Why QEMU cannot be told anything; nothing if it can."""
+    try:
+        import_module("warren.boot.machines.client")
+        import_module("warren.tree.loop")
+    except ModuleNotFoundError as e:
+        if (e.name or "").partition(".")[0] == "warren":
+            raise
+        return _LACKING
+    return ""
 
 
 class Event(NamedTuple):
@@ -39,36 +60,30 @@ class Event(NamedTuple):
 
 
 class Qmp:
-    """One conversation. `run` must run beside; when it ends, every call is refused."""
+    """One conversation over END, a socket that it closes. `run` must run beside; every call ends with it."""
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self.stream = stream
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self.end = end
         self.version = ""
         self.events: deque[Event] = deque(maxlen=KEPT)
         self.seen = 0  # events, also those no longer kept
-        self.ended = False
-        self._numbers = itertools.count(1)
-        self._waiting: dict[int, trio.Event] = {}
-        self._answers: dict[int, dict[str, Any]] = {}
-        self._ready = trio.Event()
+        self._why = _GONE
+        self._client: Client
+        self._loop: Loop
+        self._ready, self._over = trio.Event(), trio.Event()
         self._news = trio.lowlevel.ParkingLot()
-        self._sending = trio.Lock()
-        self._first: list[int] = []
+        self._turn = trio.Lock()
 
-    async def begin(self, *commands: str) -> None:
-        """Ask for the protocol, and at once for COMMANDS. Their failure shows in `ready`."""
-        lines = []
-        for command in ("qmp_capabilities", *commands):
-            self._first.append(number := next(self._numbers))
-            self._waiting[number] = trio.Event()
-            lines.append(_line({"execute": command, "id": number}))
-        await self._send(b"".join(lines))
+    @property
+    def ended(self) -> bool:
+        return self._over.is_set()
 
     async def ready(self) -> None:
-        """Return once all of `begin` is done. Raises Refused if QEMU ended, or said no."""
-        for number in self._first:
-            result(await self._answer(number))
-        self._first = []
+        """Return once QEMU can be told things. Raises Refused if it ended, or said no."""
+        await self._ready.wait()
+        if self.ended:
+            raise self._gone()
 
     async def execute(self, command: str, patience: float = PATIENCE, **arguments: Any) -> Any:
         """Do one command. Cancelled: it was done, or not."""
@@ -88,79 +103,66 @@ class Qmp:
                     return event
             at = self.seen
             if self.ended:
-                raise _gone()
+                raise self._gone()
             await self._news.park()
 
     async def run(self) -> None:
-        """Take what QEMU sends, until it ends."""
-        rest = bytearray()
+        """Speak with QEMU, until it ends."""
+        from warren.boot.machines.client import Client
+        from warren.tree.loop import open_loop
+
         try:
-            while data := await self.stream.receive_some(65536):
-                rest += data
-                while (end := rest.find(b"\n")) >= 0:
-                    line, rest = bytes(rest[:end]), rest[end + 1 :]
-                    self._take(line)
-                if len(rest) > LONGEST:
-                    break
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+            async with open_loop() as self._loop:
+                self._client = Client(LONGEST, self._happened)
+                try:
+                    await self._converse()
+                finally:
+                    with trio.CancelScope(shield=True), trio.move_on_after(PATIENCE):
+                        if not await self._loop.do(self._client.part):
+                            self._why = _RUBBISH
         finally:
-            self.ended = True
-            for event in self._waiting.values():
-                event.set()
+            self.end.close()
+            self._over.set()
+            self._ready.set()
             self._news.unpark_all()
 
-    def _take(self, line: bytes) -> None:
+    async def _converse(self) -> None:
         try:
-            said = json.loads(line)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(said, dict):
-            return
-        if "QMP" in said:
-            self.version = _version(said["QMP"])
-        elif isinstance(said.get("event"), str):
-            self.events.append(Event(said["event"], said.get("data") or {}, _time(said.get("timestamp"))))
+            with trio.move_on_after(GREETS) as scope:
+                self.version = _version(await self._loop.do(self._client.meet, self.end))
+                self._ready.set()
+                scope.deadline = math.inf
+                await self._loop.do(self._client.lasts)
+        except ConnectionError:
+            return  # it has ended
+        except ValueError:
+            self._why = _RUBBISH
+        if scope.cancelled_caught:
+            self._why = 504, f"QEMU did not greet within {GREETS:g} s"
+
+    def _happened(self, said: Mapping[str, Any]) -> None:
+        if isinstance(name := said.get("event"), str):
+            data = said.get("data")
+            when = _time(said.get("timestamp"))
+            self.events.append(Event(name, data if isinstance(data, dict) else {}, when))
             self.seen += 1
             self._news.unpark_all()
-        elif (number := said.get("id")) in self._waiting:
-            self._answers[number] = said
-            self._waiting[number].set()
 
-    async def _ask(self, asked: dict[str, Any], patience: float) -> dict[str, Any]:
-        number = next(self._numbers)
-        self._waiting[number] = trio.Event()
-        try:
-            with trio.move_on_after(patience):
-                await self._send(_line({**asked, "id": number}))
-                return await self._answer(number)
-        finally:
-            self._waiting.pop(number, None)
-            self._answers.pop(number, None)
+    async def _ask(self, asked: dict[str, Any], patience: float) -> Mapping[str, Any]:
+        with trio.move_on_after(patience):
+            async with self._turn:
+                await self.ready()
+                try:
+                    return await self._loop.do(self._client.ask, asked)
+                except ConnectionError:
+                    await self._over.wait()  # then it is known why
+                    raise self._gone() from None
+                except ValueError:
+                    raise Refused(502, f"what QEMU answers to {asked['execute']!r} is no answer") from None
         raise Refused(504, f"QEMU did not answer {asked['execute']!r} within {patience:g} s")
 
-    async def _answer(self, number: int) -> dict[str, Any]:
-        if not self.ended:
-            await self._waiting[number].wait()
-        self._waiting.pop(number, None)
-        if (answer := self._answers.pop(number, None)) is None:
-            raise _gone()
-        return answer
-
-    async def _send(self, data: bytes) -> None:
-        # Whole lines only: half of one, left by somebody who was cancelled, would spoil the next.
-        async with self._sending:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + PATIENCE) as scope:
-                try:
-                    await self.stream.send_all(data)
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    raise _gone() from None
-            if scope.cancelled_caught:
-                raise Refused(504, f"QEMU takes no commands since {PATIENCE:g} s")
-
-
-def _gone() -> Refused:
-    return Refused(502, "QEMU has ended")
+    def _gone(self) -> Refused:
+        return Refused(*self._why)
 
 
 def parsed(command: bytes) -> tuple[dict[str, Any], Any]:
@@ -173,6 +175,11 @@ def parsed(command: bytes) -> tuple[dict[str, Any], Any]:
         raise Refused(400, 'a command is a JSON object, such as {"execute": "query-status"}') from None
     if not isinstance(asked, dict) or not isinstance(asked.get("execute"), str):
         raise Refused(400, 'a command names what to execute, such as {"execute": "query-status"}')
+    try:
+        json.dumps(asked, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        # Python reads more than QEMU does, and QEMU complains of it without saying who it was.
+        raise Refused(400, "a command has numbers that are finite, and text that is Unicode") from None
     return asked, asked.pop("id", None)  # commands are numbered by whoever carries them
 
 
@@ -200,9 +207,9 @@ def _line(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\r\n"
 
 
-def _version(greeting: Any) -> str:
+def _version(said: Mapping[str, Any]) -> str:
     try:
-        found = greeting["version"]["qemu"]
+        found = said["qemu"]
         return ".".join(str(int(found[part])) for part in ("major", "minor", "micro"))
     except (KeyError, TypeError, ValueError):
         return "unknown"

@@ -13,7 +13,7 @@ from typing import Any, Final
 import trio
 from warren.boot.machines.accel import Accelerators
 from warren.boot.machines.qemu import Boots, Qemu
-from warren.boot.machines.qmp import Qmp
+from warren.boot.machines.qmp import Qmp, lacking
 from warren.boot.machines.recipe import BadRecipe, Recipe, load
 from warren.servers.vm.backend import Ended, Place, Spec, Usage, Works
 from warren.servers.vm.emulator import USUAL, Snapshots, Used, overlays
@@ -30,6 +30,8 @@ class QemuBackend:
         self.accelerators = accelerators or Accelerators()
 
     async def probe(self) -> Works:
+        if why := lacking():
+            return Works(False, why)
         found = await self.accelerators.tried(self.accel)
         return Works(found.works, found.why)
 

@@ -1,8 +1,9 @@
 """One connection to a NATS cluster: questions and answers, subscriptions, and a line that comes back by
 itself.
 
-The NATS client speaks asyncio, so one asyncio loop runs inside trio here, in a task of its own, and nothing
-outside this module knows of it. What the client calls back is called in the same thread as everything else.
+The NATS client speaks asyncio, so a loop runs inside trio here, in a task of its own (see `tree.loop`), and
+nothing outside this module knows of it. What the client calls back is called in the same thread as everything
+else.
 
 Nothing here decides what a lost answer means. `Unanswered` says that there was none in time; whoever wrote
 looks what became of it.
@@ -10,18 +11,16 @@ looks what became of it.
 
 from __future__ import annotations
 
-import asyncio
-import contextvars
 import math
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, TypeVar
 
 import nats.errors
 import trio
-import trio_asyncio  # type: ignore[import-untyped]
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from warren.store.interface import StoreClosed, StoreFailed
+from warren.tree.loop import LoopEnded, open_loop
 
 T = TypeVar("T")
 
@@ -62,8 +61,7 @@ class Line:
         self, patience: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Connect, and stay so until `close`; `up` says whether anybody was reached in PATIENCE seconds."""
-        async with trio_asyncio.open_loop() as loop:
-            self._loop, self._context = loop, contextvars.copy_context()
+        async with open_loop() as self._loop:
             try:
                 with trio.move_on_after(patience):
                     try:
@@ -148,14 +146,10 @@ class Line:
 
     async def _done(self, work: Callable[..., Awaitable[T]], *values: object) -> T:
         """Run a piece of the client, for whichever task asks."""
-        if self._loop.is_closed():
-            raise StoreClosed("the store is closed")
-        task = self._context.copy().run(lambda: self._loop.create_task(work(*values)))
         try:
-            answer: T = await trio_asyncio.run_aio_future(task)
-        except asyncio.CancelledError:  # the loop has ended, and all that ran in it
+            return await self._loop.do(work, *values)
+        except LoopEnded:
             raise StoreClosed("the store is closed") from None
-        return answer
 
     async def _complained(self, e: Exception) -> None:
         self.trouble = str(e) or repr(e)
