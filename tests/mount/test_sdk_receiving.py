@@ -211,3 +211,23 @@ async def test_who_waits_when_the_node_is_left_is_told_so(tmp_path: Path) -> Non
         with pytest.raises(ConnectionResetError, match="the node was left; nothing was received"):
             async with n.mailbox("t").receive() as messages:
                 await anext(aiter(messages))
+
+
+BAD = ("batch=33 len=0", "len=-1", "len=x", "batch=2 len=99999999999", "batch=-2 len=0")
+
+
+@pytest.mark.parametrize("head", BAD)
+async def test_what_a_server_gives_that_makes_no_sense_is_an_error_of_who_waits(
+    tmp_path: Path, autojump_clock: MockClock, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RecvHandle, "_wanted", lambda handle: _given(f"id=x {head}\n\n".encode()))
+    async with serving(tmp_path) as there, node(there.address, deadline=5) as n:
+        await n.mailbox("t").make()
+        with pytest.raises(OSError, match="what came cannot be read"):
+            async with n.mailbox("t").receive() as messages:
+                await anext(aiter(messages))
+
+
+async def _given(data: bytes) -> bytes:
+    await trio.lowlevel.checkpoint()
+    return data

@@ -21,7 +21,8 @@ from tests.servers.mailbox.place import Got
 from tests.sources import ROOT
 
 T = "/mailbox/t"
-SENDERS, RECEIVERS, BATCH = 8, 4, 25
+SENDERS, RECEIVERS = 64, 64
+BATCH, AT_ONCE = 25, 8  # messages sent, and received, together
 PATIENCE = 60
 
 
@@ -103,7 +104,7 @@ async def receives(victim: Victim, outcome: Outcome, total: int) -> None:
             async with connected(victim) as files:
                 while len(outcome.got) < total:
                     async with await files.open(f"{T}/recv", os.O_RDWR) as file:
-                        await file.write(b"max=32 vis=2s wait=300ms")
+                        await file.write(b"max=%d vis=2s wait=300ms" % AT_ONCE)
                         data = await file.read()
                     ids = []
                     while data:

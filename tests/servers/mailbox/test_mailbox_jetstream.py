@@ -24,7 +24,8 @@ from tests.servers.reach import reached
 from tests.store.nats import Nats, cluster
 from tests.store.test_jetstream_store import leading
 
-TOTAL, SENDERS, RECEIVERS, BATCH = 600, 6, 3, 5
+SENDERS, RECEIVERS, BATCH = 64, 64, 5
+TOTAL = 20 * SENDERS
 BUSY = ("503 ", "408 ", "429 ", "409 ")  # come again; 409 is a lease that ran out meanwhile
 numbers = count()
 

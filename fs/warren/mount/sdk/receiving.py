@@ -120,8 +120,9 @@ class Receiver:
 
     async def _unwanted(self, message: bytes) -> None:
         head, _ = parted(message)
-        line = f"nack {head['id']} {head['lease']} delay=0s"
+        id, lease = head.get("id", ""), head.get("lease", "")
         try:
-            await self.node.answers(self.answers).say(head["id"], line, trio.current_time())
+            line = f"nack {id} {lease} delay=0s"
+            await self.node.answers(self.answers).say(id, line, trio.current_time())
         except OSError:
             pass  # its lease ends by itself

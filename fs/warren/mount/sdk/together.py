@@ -220,14 +220,16 @@ class Together(Generic[D]):
             while self._handing:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             self._handing = True
-            if last is not None and not last.unsure:
-                self._done(batch, answers)
-            for draft, sent in zip(batch, answers, strict=True):
-                draft.sent = sent
-                draft.wake()
-            # What they send next is on its way before others are answered, so we and the node work in turns.
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            self._handing = False
+            try:
+                if last is not None and not last.unsure:
+                    self._done(batch, answers)
+                for draft, sent in zip(batch, answers, strict=True):
+                    draft.sent = sent
+                    draft.wake()
+                # What they send next is on its way before others are answered: we and the node work in turns.
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            finally:
+                self._handing = False
         except _Refused:
             self._held.difference_update(keys - {draft.key for draft in batch})
             return [(chain, last is not None and last.unsure) for chain in chains(batch)]

@@ -22,6 +22,8 @@ WAIT: Final = 25.0  # seconds that one read waits; a peer that is gone without a
 _LINE: Final = 4096
 _MUTE: Final = 1024
 _HEAD: Final = 16 << 10
+_TOGETHER: Final = 32  # messages
+_LONGEST: Final = 64 << 20  # bytes of one
 _MORE: Final = 64 << 10  # that is asked for at once where it is not known yet how much there is
 
 
@@ -218,7 +220,14 @@ def _ends(data: bytes) -> tuple[list[int], int]:
     while len(ends) < count and (empty := data.find(b"\n\n", at, at + _HEAD)) >= 0:
         head = words(data[at:empty])
         if not ends:
-            count = int(head.get("batch", "1"))
-        at = empty + 2 + int(head.get("len", "0"))
+            count = _number(head.get("batch", "1"), _TOGETHER)
+        at = empty + 2 + _number(head.get("len", "0"), _LONGEST)
         ends.append(at)
     return ends, count
+
+
+def _number(word: str, most: int) -> int:
+    """A number as a head has it, or OSError: a server that is none of ours is not believed either."""
+    if not (word.isascii() and word.isdigit() and len(word) < 16 and int(word) <= most):
+        raise OSError(errno.EBADMSG, f"what came cannot be read: {word[:32]!r} is no number up to {most}")
+    return int(word)
