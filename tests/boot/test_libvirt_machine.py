@@ -18,7 +18,7 @@ from warren.boot.machines.qemu import Drive
 from warren.boot.machines.recipe import load
 from warren.tree import Refused
 
-from tests.boot.tiny import COM2, HANG, WELL, ends, listens, says, write
+from tests.boot.tiny import COM2, HANG, WELL, echoes, ends, listens, says, write
 
 CACHE = Path(__file__).parents[2] / ".cache/libvirt"
 PATIENCE = 30
@@ -27,12 +27,12 @@ ODD = "a\"b'c<d>e&f]]>g,h=i $(j) ünïcode"
 
 
 @asynccontextmanager
-async def machine(tmp_path: Path, *code: bytes) -> AsyncIterator[Machine]:
+async def machine(tmp_path: Path, *code: bytes, kind: str = "standin-pc") -> AsyncIterator[Machine]:
     place = tmp_path / "place"
     place.mkdir(mode=0o700)
-    wanted = Wanted("test", write(tmp_path, *code))
+    wanted = Wanted("test", write(tmp_path, *code), export=True)
     with trio.fail_after(PATIENCE):
-        async with Machine.started(load("standin-pc"), wanted, place, cache=CACHE) as made:
+        async with Machine.started(load(kind), wanted, place, cache=CACHE) as made:
             assert [file.name for file in place.iterdir()] == ["kernel"], "no socket has a name any more"
             yield made
     assert [file.name for file in place.iterdir()] == ["kernel"]
@@ -84,11 +84,35 @@ async def test_a_reset_machine_begins_again_and_a_guest_that_resets_itself_ends(
     async with machine(tmp_path, says(b"up"), listens(), RESETS) as m:
         await until(m.console, b"up")
         if pressed:
-            await m.reset()
+            await m.reset(lambda: None)
             await until(m.console, b"up")
         await m.console.send_all(b"!")
         end = await m.wait()
         assert (end.status, end.why) == (0, "shut down")
+
+
+@pytest.mark.parametrize("kind", ["standin-pc", "linux-pc"])
+async def test_lines_end_when_the_machine_is_reset_and_others_begin(tmp_path: Path, kind: str) -> None:
+    async with machine(tmp_path, says(b"up"), echoes(COM2), kind=kind) as m:
+        await until(m.console, b"up")
+        for _ in range(2):
+            before = [m.channel, m.export]
+            if kind == "standin-pc":
+                await m.channel.send_all(b"a" * 20_000)
+            await m.reset(lambda: None)
+            await until(m.console, b"up")
+            assert not {m.channel, m.export} & set(before) - {None}
+            for stream in before:
+                if stream is not None:
+                    with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+                        await stream.send_all(b"late")
+            if kind == "standin-pc":
+                await m.channel.send_all(b"hello")
+                assert await until(m.channel, b"hello") == b"hello"
+        assert (m.export is None) == (kind == "standin-pc")
+        await m.pause()
+        with pytest.raises(Refused, match="stands still"):
+            await m.reset(lambda: None)
 
 
 async def test_qemu_that_does_not_answer_is_named_and_can_be_ended(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def test_what_cannot_be_is_refused(name: str, boots: Boots, how: dict[str, objec
 # A machine
 
 
+async def until(stream: trio.abc.ReceiveStream, text: bytes) -> bytes:
+    said = b""
+    while text not in said:
+        said += (got := await stream.receive_some())
+        assert got, said
+    return said
+
+
 @pytest.mark.parametrize("name", ["standin-microvm", "standin-pc"])
 @pytest.mark.parametrize("code", [tiny.WELL, tiny.FAULT])
 async def test_a_machine_ends_as_its_guest_wants(tmp_path: Path, name: str, code: int) -> None:
@@ -104,6 +113,61 @@ async def test_the_streams_go_both_ways_and_end_with_the_machine(tmp_path: Path,
         await q.kill()
         assert q.status == -signal.SIGKILL
         assert await stream.receive_some() == b""
+
+
+@pytest.mark.parametrize("name", ["standin-microvm", "standin-pc"])
+async def test_nothing_of_before_is_on_the_lines_of_a_reset_machine(tmp_path: Path, name: str) -> None:
+    """The guest has read some of it, and would answer on the new line while it still runs."""
+    boots = Boots(tiny.write(tmp_path, tiny.says(b"up"), tiny.echoes(tiny.COM2)))
+    begun: list[trio.SocketStream] = []
+    async with Qemu.started(recipe.load(name), boots) as q:
+        await q.qmp.execute("set-action", reboot="reset")
+        with trio.fail_after(PATIENCE):
+            await until(q.console, b"up")
+            for _ in range(5):
+                await q.channel.send_all(b"a" * 20_000)
+                await until(q.channel, b"a")
+                await q.reset(lambda: begun.append(q.channel))
+                await until(q.console, b"up")  # firmware may reset the machine once more before
+                await q.channel.send_all(b"hello")
+                assert await until(q.channel, b"hello") == b"hello"
+    assert len({id(stream) for stream in begun}) == 5
+
+
+@pytest.mark.parametrize("name", ["standin-pc", "linux-pc", "linux-microvm"])
+async def test_lines_end_when_the_machine_is_reset_and_others_begin(tmp_path: Path, name: str) -> None:
+    boots = Boots(tiny.write(tmp_path, tiny.says(b"up"), tiny.HANG))
+    async with Qemu.started(recipe.load(name), boots) as q, trio.open_nursery() as nursery:
+        heard: list[str] = []
+
+        async def hear(line: str, stream: trio.SocketStream) -> None:
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                assert not await stream.receive_some()
+            heard.append(line)
+
+        def lines() -> dict[str, trio.SocketStream]:
+            return {"channel": q.channel} | ({"export": q.export} if q.export else {})
+
+        await q.qmp.execute("set-action", reboot="reset")
+        with trio.fail_after(PATIENCE):
+            for _ in range(2):
+                await until(q.console, b"up")
+                before = lines()
+                for line, stream in before.items():
+                    nursery.start_soon(hear, line, stream)
+                await q.reset(lambda: None)
+                while len(heard) < len(before):
+                    await trio.lowlevel.checkpoint()
+                assert sorted(heard) == sorted(before)
+                assert not set(before.values()) & set(lines().values())
+                heard.clear()
+            await q.pause()
+            with pytest.raises(Refused, match="stands still") as refused:
+                await q.reset(heard.clear)
+            assert refused.value.code == 409
+            await q.kill()
+            with pytest.raises(Refused, match="QEMU has ended"):
+                await q.reset(heard.clear)
 
 
 async def test_a_paused_machine_waits_until_it_is_told(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ the machine starts its worker anew for each.
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -28,11 +29,12 @@ from warren.servers.vm.lent import Lent
 from warren.store.memory import MemoryStore
 from warren.traces.audit import AuditMemory
 from warren.traces.ring import TraceRing
-from warren.tree import Dir, Text
+from warren.tree import Dir, File, Text
 
 from .images import built, images
 
 LIMIT = 120.0  # seconds for each step: other tests make a machine slow
+MUCH = 4 << 20
 DRONE = """role DroneWorker
 include worker.role
 serve ram /sim dirs=todo
@@ -60,16 +62,27 @@ class Host:
     """The host's half: a guest's tree with two shares in it, and roles that can be exchanged."""
 
     def __init__(self, store: MemoryStore) -> None:
+        self.nursery: trio.Nursery
         self.role, self.signature = "", b""
         self.reports: list[Mapping[str, str]] = []
         self.news = trio.Event()
-        self.guest = Guest(inputs={"job": b"what to do\n"}, on_report=self.told)
+        self.reading = trio.Event()
+        inputs = Dir({"job": Text(lambda: "what to do\n"), "much": File(self.much, size=lambda: MUCH)})
+        self.guest = Guest(inputs=inputs, on_report=self.told)
         exchanged = {"role": Text(lambda: self.role), "role.sig": Text(lambda: self.signature.decode())}
         shares = {"mailbox": Mailbox(store, WallClock()), "shared": Ram(1 << 20, 16)}
         policy = Policy.parse(["allow any read,write,create,remove,ctl /**"])
         root = Dir({**self.guest.entries, **exchanged, **shares})
         self.export = Export(root, policy, AuditMemory(), TraceRing())
         self.export.shown_to_all = True
+
+    def much(self, offset: int, count: int) -> bytes:
+        if offset > MUCH // 8:
+            self.reading.set()
+        return bytes(min(count, MUCH - offset))
+
+    def serve(self, machine: Qemu) -> None:
+        self.nursery.start_soon(serve_stream, self.export, machine.channel, "any")
 
     def told(self, said: Mapping[str, str]) -> None:
         self.reports.append(said)
@@ -98,9 +111,11 @@ async def visit(image: Image, place: Images) -> Seen:
     async with MemoryStore() as store, Qemu.started(recipe.chosen(image.kind), boots) as machine:
         host = Host(store)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(serve_stream, host.export, machine.channel, "any")
+            host.nursery = nursery
+            host.serve(machine)
             nursery.start_soon(_log, machine, seen)
-            for step in (partial(_own, begun=begun), _inside, _served, partial(_others, place=place), _end):
+            others = partial(_others, place=place)
+            for step in (partial(_own, begun=begun), _inside, _served, _reset, others, _end):
                 with trio.move_on_after(LIMIT) as limit:
                     await step(host, machine, seen)
                 if limit.cancelled_caught:
@@ -153,6 +168,32 @@ async def _served(host: Host, machine: Qemu, seen: Seen) -> None:
                 await files.write(path, data, create=path.startswith("/srv"))
             except OSError as e:
                 seen.refusals[path] = e.strerror or ""
+
+
+async def _reset(host: Host, machine: Qemu, seen: Seen) -> None:
+    """In the middle of much that is on its way to the guest, on both lines."""
+    await machine.qmp.execute("set-action", reboot="reset")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_asking, machine)
+        host.reading = trio.Event()
+        host.guest.tell("test read /in/much")
+        await host.reading.wait()
+        host.reports.clear()
+        await machine.reset(partial(host.serve, machine))
+        nursery.cancel_scope.cancel()
+    seen.reports["again"] = await host.until("state", "ready")
+    seen.attempts |= await host.asked("test read /in/job", "read.text")
+    assert machine.export is not None
+    async with dial(Lent(machine.export), uname="host", deadline=LIMIT) as files:
+        seen.served["again"] = [entry.name for entry in await files.ls("/")]
+
+
+async def _asking(machine: Qemu) -> None:
+    assert machine.export is not None
+    with suppress(OSError):
+        async with dial(Lent(machine.export), uname="host", deadline=LIMIT) as files:
+            while True:
+                await files.ls("/")
 
 
 async def _others(host: Host, machine: Qemu, seen: Seen, place: Images) -> None:
@@ -230,6 +271,14 @@ def test_its_own_tree_is_served_to_its_host(seen: Seen) -> None:
     assert seen.work == b"for later"
     assert seen.refusals["/srv/mine"].startswith("403 denied")
     assert seen.refusals["/proc/lifecycle/ctl"].startswith("400 unknown_verb")
+
+
+def test_reset_in_the_middle_of_it_all_it_begins_again_on_both_lines(seen: Seen) -> None:
+    again, own = seen.reports["again"], seen.reports["own"]
+    assert int(again["uptime_ms"]) > int(again["worker_ms"]) > 0
+    assert again["uptime_ms"] != own["uptime_ms"]
+    assert seen.attempts["read.text"] == "what to do\\x0a"
+    assert set(seen.served["again"]) == set(seen.served["own"])
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ async def follow(inside: Inside, files: Files) -> None:
                 raise End((0x2A if code == 0 else code) << 1 | 1)
             if words[0] == "say":
                 await inside.log(" ".join(words[1:]) + "\n")
-            await files.write("/proc/boot", f"said={' '.join(words)}\n".encode())
+            await files.write("/proc/boot", f"said={' '.join(words)[:500]}\n".encode())
 
 
 class Stage:
@@ -76,11 +76,9 @@ class Stage:
     def __init__(self, spec: Spec, program: Program) -> None:
         self.spec, self.program = spec, program
         self.console, self.far_console = memory_stream_pair()
-        self.channel, self.far_channel = memory_stream_pair()
         self.export: trio.abc.Stream | None = None
         self.far_export: trio.StapledStream[MemorySendStream, MemoryReceiveStream] | None = None
-        if spec.export:
-            self.export, self.far_export = memory_stream_pair()
+        self.wire()
         self.gate = trio.Event()
         self.gate.set()
         self.memory: dict[str, Any] = {}
@@ -89,13 +87,18 @@ class Stage:
         self.over = trio.Event()
         self._scope = trio.CancelScope()
         self._begun = trio.current_time()
-        self._again = False
+        self._begins: Callable[[], None] | None = None
+
+    def wire(self) -> None:
+        """New lines for 9P."""
+        self.channel, self.far_channel = memory_stream_pair()
+        if self.spec.export:
+            self.export, self.far_export = memory_stream_pair()
 
     async def run(self) -> None:
         """The machine, until it ends."""
         try:
             while True:
-                self._again = False
                 with trio.CancelScope() as self._scope:
                     try:
                         async with trio.open_nursery() as nursery:
@@ -104,11 +107,12 @@ class Stage:
                             await trio.sleep_forever()  # a guest that has nothing to do halts
                     except* End as group:
                         self._end(_first(group).status)
-                if not self._again:
+                if self._begins is None:
                     return
-                with trio.move_on_after(0.05):  # what was sent to the guest of before
-                    while await self.far_channel.receive_some():
-                        pass
+                begins, self._begins = self._begins, None
+                _close(self.far_channel, self.far_export)
+                self.wire()
+                begins()
         finally:
             self._end(-9)
 
@@ -119,10 +123,7 @@ class Stage:
     def _end(self, status: int) -> None:
         if self.ended is None:
             self.ended = Ended(status)
-            for stream in (self.far_console, self.far_channel, self.far_export):
-                if stream is not None:
-                    stream.send_stream.close()
-                    stream.receive_stream.close()
+            _close(self.far_console, self.far_channel, self.far_export)
             self.over.set()
 
     def _alive(self) -> None:
@@ -150,11 +151,20 @@ class Stage:
         self._alive()
         self.gate.set()
 
-    async def reset(self) -> None:
+    async def reset(self, begins: Callable[[], None]) -> None:
         self._alive()
-        self._again = True
+        if not self.gate.is_set():
+            raise Refused(409, "the stand-in stands still")
+        begun = trio.Event()
+
+        def again() -> None:
+            begins()
+            begun.set()
+
+        self._begins = again
         self.memory = {}
         self._scope.cancel()
+        await begun.wait()
 
     async def snapshot(self, name: str) -> None:
         self._alive()
@@ -171,6 +181,13 @@ class Stage:
 
     def usage(self) -> Usage:
         return Usage(trio.current_time() - self._begun, 0 if self.ended is not None else 1 << 20)
+
+
+def _close(*ends: trio.StapledStream[MemorySendStream, MemoryReceiveStream] | None) -> None:
+    for end in ends:
+        if end is not None:
+            end.send_stream.close()
+            end.receive_stream.close()
 
 
 def _first(group: BaseExceptionGroup[End]) -> End:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from warren.auth.rights import Policy
 from warren.boot.machines.guest import Guest
 from warren.serve.export import Export
@@ -22,6 +23,7 @@ from warren.traces.ring import TraceRing
 from warren.tree import Refused
 
 PATIENCE = 60
+LONG = " x" * 480
 
 
 class Watched:
@@ -35,6 +37,7 @@ class Watched:
         self.said = bytearray()
         self.quiet = trio.Event()
         self.news = trio.lowlevel.ParkingLot()
+        self.again = trio.Event()
 
     async def hear(self) -> None:
         try:
@@ -50,7 +53,18 @@ class Watched:
             await self.news.park()
 
     async def serve(self) -> None:
-        await serve_stream(self.export, self.running.channel, "vm/1")
+        while True:
+            again = self.again
+            await serve_stream(self.export, self.running.channel, "vm/1")
+            await again.wait()
+
+    def begins(self) -> None:
+        self.guest.ready = trio.Event()
+        self.again.set()
+        self.again = trio.Event()
+
+    async def reset(self) -> None:
+        await self.running.reset(self.begins)
 
     async def waits(self) -> None:
         """Return when the guest waits for what it is told, and has heard every reply but that."""
@@ -112,7 +126,7 @@ async def ends_when_it_is_killed(backend: Backend, spec: Spec, folder: Path) -> 
         assert end.status in (-9, None), end
         await m.running.kill()
         assert children() <= before
-        for late in (m.running.pause, m.running.resume, m.running.reset):
+        for late in (m.running.pause, m.running.resume, m.reset):
             with pytest.raises(Refused):
                 await late()
 
@@ -153,11 +167,43 @@ async def begins_again_when_it_is_reset(backend: Backend, spec: Spec, folder: Pa
     async with machine(backend, spec, folder) as m:
         await m.ready()
         await m.waits()
-        m.guest.ready = trio.Event()
-        await m.running.reset()
+        before = m.running.channel
+        await m.reset()
         await m.ready()
+        assert m.running.channel is not before
+        await m.waits()
         m.guest.tell("exit 0")
         assert (await m.running.wait()).status in (85, None)
+
+
+async def forgets_what_was_on_its_way_when_it_is_reset(backend: Backend, spec: Spec, folder: Path) -> None:
+    """The answer to what it waits for is too long for any line to take at once."""
+    async with machine(backend, spec, folder) as m:
+        for time in range(4):
+            await m.ready()
+            await m.waits()
+            m.guest.tell(f"say {time}" + LONG)
+            if time % 2:
+                await trio.testing.wait_all_tasks_blocked()  # all of it has been sent, as far as it goes
+            await m.reset()
+        await m.ready()
+        m.guest.tell("say all is well")
+        await m.saying(b"all is well")
+        m.guest.tell("exit 0")
+        assert (await m.running.wait()).status in (85, None)
+
+
+async def is_not_reset_while_it_stands_still(backend: Backend, spec: Spec, folder: Path) -> None:
+    async with machine(backend, spec, folder) as m:
+        await m.ready()
+        await m.running.pause()
+        with pytest.raises(Refused, match="stands still") as refused:
+            await m.reset()
+        assert refused.value.code == 409
+        await m.running.resume()
+        await m.waits()
+        m.guest.tell("say again")
+        await m.saying(b"again")
 
 
 async def goes_on_after_a_snapshot_and_after_a_restore(backend: Backend, spec: Spec, folder: Path) -> None:
@@ -201,6 +247,8 @@ PROMISES: list[Callable[[Backend, Spec, Path], Awaitable[None]]] = [
     leaves_nothing_when_it_is_cancelled,
     stands_still_and_goes_on,
     begins_again_when_it_is_reset,
+    forgets_what_was_on_its_way_when_it_is_reset,
+    is_not_reset_while_it_stands_still,
     goes_on_after_a_snapshot_and_after_a_restore,
     answers_what_its_own_protocol_is_asked,
     has_what_its_spec_asks_for,

@@ -15,7 +15,7 @@ from tests.boot.shim import built
 from tests.boot.without import without
 from tests.servers.vm.place import Shelved, house
 from tests.servers.vm.standin import StandIn
-from tests.servers.vm.suite import PROMISES, children
+from tests.servers.vm.suite import LONG, PROMISES, children
 
 Promise = Callable[[Backend, Spec, Path], Awaitable[None]]
 RECIPES = ["standin-microvm", "standin-pc"]
@@ -42,8 +42,11 @@ async def test_qemu(promise: Promise, recipe: str, shim: Path, tmp_path: Path) -
     await promise(QemuBackend("tcg"), spec, tmp_path / "place")
 
 
+@pytest.mark.parametrize("on_its_way", [False, True], ids=["quiet", "an answer on its way"])
 @pytest.mark.parametrize("recipe", RECIPES)
-async def test_a_real_root_task_is_reset_and_found_again(recipe: str, shim: Path, tmp_path: Path) -> None:
+async def test_a_real_root_task_is_reset_and_found_again(
+    recipe: str, on_its_way: bool, shim: Path, tmp_path: Path
+) -> None:
     files = {"kernel": shim / "standin.elf", "initrd": shim / "root.elf"}
     image = Built("standin", "standin", "0" * 64, recipe, files, then="exit 0", stops="exit 0")
     async with house(tmp_path, QemuBackend("tcg"), images=Shelved(image)) as h:
@@ -57,11 +60,16 @@ async def test_a_real_root_task_is_reset_and_found_again(recipe: str, shim: Path
                         got += await console.record()
                 while h.export.statistics()["parked"] != 1:
                     await trio.lowlevel.checkpoint()  # the guest has asked for the next verb
+                if on_its_way:
+                    await ctl.write(f"tell say {LONG}\n".encode())
                 await ctl.write(b"reset\n")
                 while (await h.status(m))["state"] != "ready":
                     await trio.lowlevel.checkpoint()
             assert (await h.status(m))["state"] == "ready"
             await ctl.write(b"stop\n")
+            told = "".join(await h.until(m, "stopping"))
+            assert told.count("kind=ready") == 4
+            assert "hung-up" not in told
             assert "ended=stop status=85 verdict=booted" in (await h.all_of(f"{m}/wait")).decode()
 
 

@@ -3,6 +3,7 @@
 The machines are a stand-in (see `standin`).
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -75,10 +76,11 @@ async def test_what_has_ended_meanwhile_stays_ended(verb: str, tmp_path: Path) -
                 await ctl.write(b"pause\n")
             [stage] = backend.up
 
-            async def late() -> None:
+            async def late(*begins: Callable[[], None]) -> None:
                 await stage.kill()
                 await machine.finished.wait()
-                if verb == "reset":
+                for begin in begins:
+                    begin()
                     raise Refused(502, "QEMU has ended")
 
             setattr(stage, verb, late)

@@ -121,6 +121,15 @@ class Domain:
         """As `monitor`, for us: what the command returned. Refused (502) has QEMU's words."""
         return result(await self._asked(spelt(command, arguments)))
 
+    async def give(self, name: str, fd: int) -> None:
+        """Give QEMU a copy of FD, which is NAME in the next command. Cancelled: it has it, or not."""
+        if self.known is None:
+            raise Refused(409, "the machine has ended")
+        give = self.host.qemu.qemuMonitorCommandWithFiles
+        asked = json.dumps(spelt("getfd", {"fdname": name}))
+        said, _ = await self.host.call("getfd", give, self.known, asked, [fd], 0)
+        result(json.loads(said))
+
     async def _asked(self, asked: dict[str, Any]) -> Any:
         if self.known is None:
             raise Refused(409, "the machine has ended")

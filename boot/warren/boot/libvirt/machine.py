@@ -24,7 +24,7 @@ import shutil
 import socket
 import struct
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +35,9 @@ from warren.boot.libvirt.child import Child, bury
 from warren.boot.libvirt.domain import Domain
 from warren.boot.libvirt.driver import folder as driver_folder
 from warren.boot.libvirt.driver import private
-from warren.boot.libvirt.library import opened
-from warren.boot.libvirt.xml import Parts, domain, suitable
+from warren.boot.libvirt.library import PATIENCE, opened
+from warren.boot.libvirt.xml import Parts, domain, line_names, suitable
+from warren.boot.machines.lines import Lines
 from warren.boot.machines.probe import QEMU
 from warren.boot.machines.qemu import Drive
 from warren.boot.machines.recipe import Recipe
@@ -83,12 +84,24 @@ class Ended(NamedTuple):
 class Machine:
     """One machine. Made by `started`."""
 
-    def __init__(self, domain: Domain, child: Child, streams: list[trio.SocketStream], log: Path) -> None:
+    def __init__(
+        self, domain: Domain, child: Child, streams: list[trio.SocketStream], names: Mapping[str, str],
+        log: Path,
+    ) -> None:  # fmt: skip
         self.domain, self.pid = domain, child.pid
-        self.console, self.channel = streams[:2]
-        self.export = streams[2] if len(streams) > 2 else None
+        self.console = streams[0]
+        self.lines = Lines(domain, dict(zip(("channel", "export"), streams[1:], strict=False)), names)
+        self._one = trio.Lock()  # stops it, or has it go on
         self._child, self._log = child, log
         self._ended: Ended | None = None
+
+    @property
+    def channel(self) -> trio.SocketStream:
+        return self.lines["channel"]
+
+    @property
+    def export(self) -> trio.SocketStream | None:
+        return self.lines.get("export")
 
     async def wait(self) -> Ended:
         """How it ended, once it has. Any number may wait; cancelled has no effect."""
@@ -110,14 +123,29 @@ class Machine:
             await self.domain.destroy()
             await self.wait()
 
-    async def reset(self) -> None:
-        """As a reset button. Cancelled: it was pressed, or not."""
+    async def pause(self) -> None:
+        """The processors stand still. Cancelled: they do, or not."""
+        async with self._one:
+            await self.domain.suspend()
+
+    async def resume(self) -> None:
+        """They go on. Cancelled: they do, or not."""
+        async with self._one:
+            await self.domain.resume()
+
+    async def reset(self, begins: Callable[[], None]) -> None:
+        """As a reset button, with new lines for 9P (see `lines`). BEGINS is called once `channel` and
+        `export` are the new ones, before the guest does anything. Raises Refused: 409 if the processors
+        stand still, else in libvirt's words; 9P may then be cut off until the next reset. Cancelled: it was
+        pressed, or not."""
         # A guest that resets itself ends, and so would this. The firmware of a PC resets a machine that was
         # reset once more, to find it as after power-on: that comes from the guest, and is waited for.
         since = self.domain.seen
         await self.domain.execute("set-action", reboot="reset")
         try:
-            await self.domain.reset()
+            async with self._one:
+                with trio.CancelScope(shield=True):
+                    await self._press(begins)
             latest = trio.current_time() + SETTLES
             with trio.move_on_at(latest) as settled, suppress(Refused):  # it began again, and has ended since
                 while True:
@@ -127,6 +155,24 @@ class Machine:
         finally:
             with trio.CancelScope(shield=True), suppress(Refused):  # it has ended: nothing to set right
                 await self.domain.execute("set-action", reboot="shutdown")
+
+    async def _press(self, begins: Callable[[], None]) -> None:
+        found = await self.domain.execute("query-status")
+        if not found["running"]:
+            raise Refused(409, f"the machine stands still ({found['status']}); resume it first")
+        await self.lines.change()
+        try:
+            await self.domain.suspend()
+            since = self.domain.seen
+            await self.domain.reset()
+            with trio.move_on_after(PATIENCE) as late:
+                await self.domain.happened("RESET", since=since)
+            if late.cancelled_caught:
+                raise Refused(504, "the machine did not begin again")
+            self.lines.take_up()
+            begins()
+        finally:
+            await self.domain.resume()
 
     @classmethod
     @asynccontextmanager
@@ -158,7 +204,8 @@ class Machine:
                 streams = [_stream(end, stack) for end, _ in ends]
                 if len(pids := {pid for _, pid in ends}) != 1:
                     raise Refused(502, f"more than one process has taken the machine's lines: {sorted(pids)}")
-                made = cls(known, child := Child(pids.pop()), streams, log)
+                made = cls(known, child := Child(pids.pop()), streams, line_names(recipe), log)
+                stack.callback(made.lines.hang_up)
                 if adopt is not None:
                     adopt(made.pid)
                 await child.watch()

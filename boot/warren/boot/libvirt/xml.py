@@ -153,6 +153,12 @@ def _devices(top: ET.Element, recipe: Recipe, parts: Parts) -> None:
     ET.SubElement(devices, "memballoon", model="none")
 
 
+def line_names(recipe: Recipe) -> dict[str, str]:
+    """What libvirt calls the lines for 9P before QEMU."""
+    channel = "charserial1" if recipe.channel == "serial" else "charconsole1"
+    return {"channel": channel, "export": "charchannel0"}
+
+
 def _own_words(top: ET.Element, recipe: Recipe) -> None:
     """What libvirt has no element for, in QEMU's words."""
     if recipe.exits:
@@ -177,4 +183,4 @@ def _plain(text: str) -> str:
     return text
 
 
-__all__ = ["Parts", "domain", "suitable"]
+__all__ = ["Parts", "domain", "line_names", "suitable"]

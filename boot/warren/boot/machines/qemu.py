@@ -4,6 +4,7 @@
         q.console       the first serial line, both ways: the log, and what people type
         q.channel       9P: the guest is the client
         q.export        9P the other way round, or None where the recipe has no such port
+        await q.reset(begins)    the guest begins again; see there
         q.qmp           see `qmp`
         await q.wait()  how it ended: an exit status, or -N for signal N
 
@@ -34,8 +35,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import trio
+from warren.boot.machines.lines import Lines
 from warren.boot.machines.probe import QEMU
-from warren.boot.machines.qmp import Qmp, lacking
+from warren.boot.machines.qmp import PATIENCE, Qmp, lacking
 from warren.boot.machines.recipe import Recipe
 from warren.tree import Refused
 
@@ -157,8 +159,9 @@ class Qemu:
     ) -> None:  # fmt: skip
         self.pid = process.pid
         self.qmp = qmp
-        self.console, self.channel = streams[:2]
-        self.export = streams[2] if len(streams) > 2 else None
+        self.console = streams[0]
+        self.lines = Lines(qmp, dict(zip(("channel", "export"), streams[1:], strict=False)))
+        self._one = trio.Lock()  # stops it, or has it go on
         self.begun, self.begun_wall = begun  # trio's clock and the wall's, just before the fork
         self.status: int | None = None
         self._process = process
@@ -166,6 +169,14 @@ class Qemu:
         self._said = bytearray()
         self._over, self._heard = trio.Event(), trio.Event()
         self._cut = False
+
+    @property
+    def channel(self) -> trio.SocketStream:
+        return self.lines["channel"]
+
+    @property
+    def export(self) -> trio.SocketStream | None:
+        return self.lines.get("export")
 
     @property
     def said(self) -> str:
@@ -189,6 +200,46 @@ class Qemu:
     async def power_button(self) -> None:
         """Press it. The guest may not listen."""
         await self.qmp.execute("system_powerdown")
+
+    async def pause(self) -> None:
+        """The processors stand still. Cancelled: they do, or not."""
+        async with self._one:
+            await self.qmp.execute("stop")
+
+    async def resume(self) -> None:
+        """They go on. Cancelled: they do, or not."""
+        async with self._one:
+            await self.qmp.execute("cont")
+
+    async def reset(self, begins: Callable[[], None]) -> None:
+        """As a reset button, with new lines for 9P (see `lines`). BEGINS is called once `channel` and
+        `export` are the new ones, before the guest does anything. A machine ends when its guest resets it,
+        and would of this, so `set-action reboot=reset` comes first.
+
+        Raises Refused: 409 if the processors stand still, else as `qmp`; 9P may then be cut off until the
+        next reset. Not to be cancelled once it has begun.
+        """
+        async with self._one:
+            with trio.CancelScope(shield=True):
+                await self._reset(begins)
+
+    async def _reset(self, begins: Callable[[], None]) -> None:
+        qmp = self.qmp
+        if not (found := await qmp.execute("query-status"))["running"]:
+            raise Refused(409, f"the machine stands still ({found['status']}); resume it first")
+        await self.lines.change()
+        try:
+            await qmp.execute("stop")
+            since = qmp.seen
+            await qmp.execute("system_reset")
+            with trio.move_on_after(PATIENCE) as late:
+                await qmp.event("RESET", since=since)
+            if late.cancelled_caught:
+                raise Refused(504, "the machine did not begin again")
+            self.lines.take_up()
+            begins()
+        finally:
+            await qmp.execute("cont")
 
     def _slay(self) -> None:
         if self.status is None:  # not yet waited for, so the number is still its own
@@ -243,9 +294,9 @@ class Qemu:
             for end in theirs:
                 end.close()
             streams = [trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in ours[1:]]
-            for stream in streams:
-                stack.callback(stream.socket.close)  # so that whoever still waits on one hears of it
             made = cls(process, Qmp(ours[0]), streams, begun)
+            stack.callback(made.console.socket.close)
+            stack.callback(made.lines.hang_up)
             failed: Exception | None = None
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(made._reap)

@@ -89,6 +89,10 @@ class Qmp:
         """Do one command. Cancelled: it was done, or not."""
         return result(await self._ask(spelt(command, arguments), patience))
 
+    async def give(self, name: str, fd: int) -> None:
+        """Give QEMU a copy of FD, which is NAME in the next command. Cancelled: it has it, or not."""
+        result(await self._ask(spelt("getfd", {"fdname": name}), PATIENCE, fd))
+
     async def raw(self, command: bytes, patience: float = PATIENCE) -> bytes:
         """One command as it was written, and the whole answer. Refused if it is no command at all."""
         asked, theirs = parsed(command)
@@ -148,12 +152,12 @@ class Qmp:
             self.seen += 1
             self._news.unpark_all()
 
-    async def _ask(self, asked: dict[str, Any], patience: float) -> Mapping[str, Any]:
+    async def _ask(self, asked: dict[str, Any], patience: float, fd: int = -1) -> Mapping[str, Any]:
         with trio.move_on_after(patience):
             async with self._turn:
                 await self.ready()
                 try:
-                    return await self._loop.do(self._client.ask, asked)
+                    return await self._loop.do(self._client.ask, asked, fd)
                 except ConnectionError:
                     await self._over.wait()  # then it is known why
                     raise self._gone() from None

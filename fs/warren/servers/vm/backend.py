@@ -103,11 +103,11 @@ class Running(Protocol):
 
     @property
     def channel(self) -> trio.abc.Stream:
-        """9P from the guest. Bytes may lie in it from the time before the guest was there."""
+        """9P from the guest. Another one after a reset."""
 
     @property
     def export(self) -> trio.abc.Stream | None:
-        """9P to the guest; None unless the spec asks for it and the back end has it."""
+        """9P to the guest; None unless the spec asks for it and the back end has it. As `channel`."""
 
     async def wait(self) -> Ended:
         """How it ended, once it has. Any number may wait. Cancelled has no effect."""
@@ -125,8 +125,10 @@ class Running(Protocol):
     async def resume(self) -> None:
         """They go on. Cancelled: they do, or not."""
 
-    async def reset(self) -> None:
-        """As a reset button: the guest begins again. Channels stay, and 9P on them begins with Tversion."""
+    async def reset(self, begins: Callable[[], None]) -> None:
+        """As a reset button: the guest begins again. BEGINS is called once it can say nothing any more and
+        before it does so again; `channel` and `export` are new then, and there is nothing in them. Raises
+        Refused (409) if it is paused. Cancelled: it was reset, or not."""
 
     async def snapshot(self, name: str) -> None:
         """Keep memory, processors and disks under NAME, a plain file name. The machine goes on as it was.

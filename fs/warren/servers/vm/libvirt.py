@@ -87,9 +87,17 @@ class RunningLibvirt:
 
     def __init__(self, machine: Machine, recipe: Recipe, place: Place) -> None:
         self.machine, self.recipe, self.place = machine, recipe, place
-        self.console, self.channel, self.export = machine.console, machine.channel, machine.export
+        self.console = machine.console
         self.snapshots = Snapshots(place.folder, machine.domain.execute, self._changed)
         self.used = Used(machine.pid)
+
+    @property
+    def channel(self) -> trio.abc.Stream:
+        return self.machine.channel
+
+    @property
+    def export(self) -> trio.abc.Stream | None:
+        return self.machine.export
 
     async def wait(self) -> Ended:
         end = await self.machine.wait()
@@ -104,13 +112,13 @@ class RunningLibvirt:
         await self.machine.kill()
 
     async def pause(self) -> None:
-        await self.machine.domain.suspend()
+        await self.machine.pause()
 
     async def resume(self) -> None:
-        await self.machine.domain.resume()
+        await self.machine.resume()
 
-    async def reset(self) -> None:
-        await self.machine.reset()
+    async def reset(self, begins: Callable[[], None]) -> None:
+        await self.machine.reset(begins)
 
     async def snapshot(self, name: str) -> None:
         await self.snapshots.keep(name)

@@ -104,6 +104,11 @@ class Machine:
         self.state = state
         self.events.tell(state, **said)
 
+    def begins_again(self) -> None:
+        """Its guest was reset."""
+        if self.state in _UP:
+            self.to(RUNNING, by="reset")
+
     def is_ready(self, boot_ms: int) -> None:
         """Its guest says so."""
         if self.state == RUNNING:
@@ -159,17 +164,7 @@ class Machine:
     async def reset(self) -> None:
         """The guest begins again, and so does what is served to it."""
         self.must("reset")
-        running, state = self.run.up(), self.state
-        # All of it first: the guest may be ready again before a firmware's own resets are over.
-        before = self.run.begin_again()
-        self.to(RUNNING, by="reset")
-        try:
-            await running.reset()
-        except Refused:
-            self.run.as_before(before)
-            if self.state == RUNNING:
-                self.state = state
-            raise
+        await self.run.reset()
 
     async def snapshot(self, name: str) -> None:
         self.must("snapshot")

@@ -55,9 +55,17 @@ class RunningQemu:
 
     def __init__(self, q: Qemu, recipe: Recipe, place: Place) -> None:
         self.q, self.recipe, self.place = q, recipe, place
-        self.console, self.channel, self.export = q.console, q.channel, q.export
+        self.console = q.console
         self.snapshots = Snapshots(place.folder, q.qmp.execute, self._changed)
         self.used = Used(q.pid)
+
+    @property
+    def channel(self) -> trio.abc.Stream:
+        return self.q.channel
+
+    @property
+    def export(self) -> trio.abc.Stream | None:
+        return self.q.export
 
     async def wait(self) -> Ended:
         status = await self.q.wait()
@@ -72,23 +80,18 @@ class RunningQemu:
         await self.q.kill()
 
     async def pause(self) -> None:
-        await self.q.qmp.execute("stop")
+        await self.q.pause()
 
     async def resume(self) -> None:
-        await self.q.qmp.execute("cont")
+        await self.q.resume()
 
-    async def reset(self) -> None:
+    async def reset(self, begins: Callable[[], None]) -> None:
         # A guest that resets itself ends, and so would this: for one turn a reset is what it says. A PC's
         # firmware that finds it has run before resets the machine once more, or twice.
         qmp = self.q.qmp
-        since = qmp.seen
         await qmp.execute("set-action", reboot="reset")
         try:
-            await qmp.execute("system_reset")
-            with trio.move_on_after(10) as late:
-                await qmp.event("RESET", since=since)
-            if late.cancelled_caught:
-                raise Refused(504, "the machine did not begin again")
+            await self.q.reset(begins)
             if not self.recipe.machine.startswith("microvm"):
                 await self._settled(qmp)
         finally:

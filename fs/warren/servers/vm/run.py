@@ -15,7 +15,7 @@ import shutil
 import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import trio
 from warren.boot.machines.guest import Guest
@@ -36,15 +36,6 @@ _LEFT: Final = {0x2A: 0, _REFUSED: 1}
 _OUR_KEYS: Final = ("self", "seq", "ts", "kind")  # no record has room for them; status shows them all
 
 
-class Before(NamedTuple):
-    """What is known of a guest, to be put back."""
-
-    ready: trio.Event
-    report: dict[str, str]
-    boot_ms: int
-    begun: float
-
-
 class Run:
     """One run."""
 
@@ -62,6 +53,7 @@ class Run:
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
         self._again = trio.Event()  # it was reset
+        self._resetting = False  # so that its line ends is nothing to tell
         self._taking: trio.CancelScope | None = None  # of the tree that the guest serves
         self._typing = trio.Lock()
 
@@ -95,11 +87,19 @@ class Run:
                 self.machine.events.tell("unheard", said=e.detail)
                 await running.kill()
 
-    def begin_again(self) -> Before:
-        """The guest is reset: what it said of itself counts no more. Its first message ends what it had open;
-        if its line was given up before, it is served again."""
+    async def reset(self) -> None:
+        """The guest begins again. It may be ready before this returns: firmware takes its time. Cancelled: it
+        was reset, or not."""
+        running = self.up()
+        self._resetting = True
+        try:
+            await running.reset(self._begins)
+        finally:
+            self._resetting = False
+
+    def _begins(self) -> None:
+        """The guest was reset: what it said of itself counts no more, and its lines are new."""
         guest = self.guest
-        before = Before(guest.ready, dict(guest.report), self.boot_ms, self.begun)
         guest.ready = trio.Event()
         guest.report.clear()
         self.boot_ms, self.begun = -1, self.vm.clock.monotonic()
@@ -107,12 +107,8 @@ class Run:
             self._taking.cancel()
         self._again.set()
         self._again = trio.Event()
-        return before
-
-    def as_before(self, before: Before) -> None:
-        """It was not reset after all."""
-        self.guest.ready, self.boot_ms, self.begun = before.ready, before.boot_ms, before.begun
-        self.guest.report.update(before.report)
+        self._resetting = False
+        self.machine.begins_again()
 
     async def type(self, data: bytes) -> None:
         """Bytes for the console. Cancelled: some of them may have gone."""
@@ -204,7 +200,8 @@ class Run:
         while True:
             again = self._again
             await self.vm.guests.serve(running.channel, subject, self.guest, self.asked.shares)
-            self.machine.events.tell("hung-up")
+            if not self._resetting:
+                self.machine.events.tell("hung-up")
             await again.wait()
 
     async def _take(self, channel: trio.abc.Stream) -> None:
