@@ -80,6 +80,24 @@ async def greeted(made: Qmp, far: Far) -> None:
     await made.ready()
 
 
+@pytest.mark.parametrize("greets", [True, False])
+async def test_it_ends_quietly_wherever_it_is_cancelled_and_whatever_has_come(greets: bool) -> None:
+    for turns in range(80):
+        near, end = socket.socketpair()
+        made = Qmp(near)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.run)
+            if greets:
+                end.sendall(json.dumps(GREETING).encode() + b'\r\n{"return": {}, "id": "__qmp#00001"}\r\n')
+            end.close()
+            for _ in range(turns):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert made.ended
+        assert near.fileno() < 0
+
+
+
 async def test_it_waits_to_be_greeted(autojump_clock: MockClock) -> None:
     async with scripted(greet=False) as (made, far), trio.open_nursery() as nursery:
         nursery.start_soon(made.execute, "cont")

@@ -44,6 +44,12 @@ class Client(QMPClient):
             if isinstance(e.exc, (EOFError, OSError)):
                 raise ConnectionError(str(e)) from None
             raise ValueError(str(e)) from None
+        except (EOFError, OSError, AssertionError) as e:
+            # Who is cancelled here hears of the end instead, if that has come; and the package takes for
+            # granted that nobody ends as soon as all is agreed.
+            raise ConnectionError(str(e)) from None
+        except QMPError as e:
+            raise ValueError(str(e)) from None
         return self.greeting.QMP.version if self.greeting is not None else {}
 
     async def ask(self, asked: Mapping[str, object], fd: int = -1) -> Mapping[str, Any]:
