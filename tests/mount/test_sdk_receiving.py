@@ -213,7 +213,10 @@ async def test_who_waits_when_the_node_is_left_is_told_so(tmp_path: Path) -> Non
                 await anext(aiter(messages))
 
 
-BAD = ("batch=33 len=0", "len=-1", "len=x", "batch=2 len=99999999999", "batch=-2 len=0")
+BAD = (
+    "batch=33 len=0", "len=-1", "len=x", "batch=2 len=99999999999", "batch=-2 len=0", "len=0", "key='x len=0",
+    "seq=1 attempt=1 len=0", "seq=x attempt=1 lease=x len=0", "seq=\u00b2 attempt=1 lease=x len=0",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("head", BAD)
@@ -226,6 +229,7 @@ async def test_what_a_server_gives_that_makes_no_sense_is_an_error_of_who_waits(
         with pytest.raises(OSError, match="what came cannot be read"):
             async with n.mailbox("t").receive() as messages:
                 await anext(aiter(messages))
+        assert (await stats(n))["readers"] == "0"  # and nobody else suffers for it
 
 
 async def _given(data: bytes) -> bytes:

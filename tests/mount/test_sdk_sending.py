@@ -350,3 +350,20 @@ async def test_together_they_are_sent_once_wherever_the_line_is_cut(
                 assert int((await stats(near))["sent"]) == total, (way, after)
         assert lost > 50
         assert int((await stats(near))["dup"]) > 50, "no reply was lost at all"
+
+
+@pytest.mark.parametrize("deadline", [None, 5.0])
+@pytest.mark.parametrize(
+    "answer", [f"id=x seq={'9' * 5000} dup=0\n", "id=x seq=\u00b2 dup=0\n", "id='x seq=x dup=0\n"],
+    ids=["long", "no number", "no words"],
+)  # fmt: skip
+async def test_what_a_server_answers_that_makes_no_sense_is_an_error_of_who_sends(
+    tmp_path: Path, answer: str, deadline: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = answer.encode("latin-1")
+    monkeypatch.setattr(ParcelHandle, "read", lambda handle, offset, count: said[offset : offset + count])
+    async with serving(tmp_path) as there, node(there.address, deadline=5) as n:
+        await n.mailbox("t").make()
+        with pytest.raises(OSError, match=r"cannot be read|were answered"):
+            await n.mailbox("t").send(b"x", deadline=deadline)
+        assert (await stats(n))["sent"] == "1"  # and nobody else suffers for it

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from warren.mount.sdk.drafts import Draft, Sent
 from warren.mount.sdk.leases import Leased, Leases
 from warren.mount.sdk.sending import SAFE
-from warren.mount.sdk.wire import make, parted
+from warren.mount.sdk.wire import make, number, parted, said
 from warren.tree.report import pairs
 
 if TYPE_CHECKING:
@@ -55,9 +55,9 @@ class Topic:
         sender = self.node.sender(self._send)
         named, size = idem or sender.name(), len(body)
         if idem or key or corr or type or prio or delay or ttl:
-            said: dict[str, object] = {"idem": named, "key": key, "corr": corr, "type": type}
-            said |= {"prio": prio or "", "delay": delay and f"{delay:g}s", "ttl": ttl and f"{ttl:g}s"}
-            head = pairs({word: value for word, value in said.items() if value} | {"len": size})
+            words: dict[str, object] = {"idem": named, "key": key, "corr": corr, "type": type}
+            words |= {"prio": prio or "", "delay": delay and f"{delay:g}s", "ttl": ttl and f"{ttl:g}s"}
+            head = pairs({word: value for word, value in words.items() if value} | {"len": size})
         else:
             head = f"idem={named} len={size}"
         draft = Draft(named, key, f"{head}\n\n".encode(), bytes(body), sender.limit, not idem)
@@ -86,9 +86,9 @@ class Message(Leased):
     def __init__(self, node: Node, path: str, data: bytes, term: float) -> None:
         super().__init__(node, path, term)
         self.head, self.body = parted(data)
-        self.id, self.seq = self.head["id"], int(self.head["seq"])
-        self.attempt = int(self.head["attempt"])
-        self._lease = self.head["lease"]
+        self.id, self.seq = said(self.head, "id"), number(self.head, "seq")
+        self.attempt = number(self.head, "attempt")
+        self._lease = said(self.head, "lease")
 
     async def _done(self) -> None:
         await self._say(f"{self.id} {self._lease}")

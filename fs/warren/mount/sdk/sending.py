@@ -25,7 +25,7 @@ from warren.mount.file import File
 from warren.mount.sdk.drafts import Draft, Sent
 from warren.mount.sdk.patience import Tries, unsure
 from warren.mount.sdk.together import Together
-from warren.mount.sdk.wire import ask, exchange
+from warren.mount.sdk.wire import ask, exchange, number
 
 if TYPE_CHECKING:
     from warren.mount.sdk.node import Node
@@ -34,7 +34,7 @@ SAFE: Final = 240.0
 HEARD: Final = 1024  # answers that were heard and not told yet
 TOLD: Final = 2 * Together.most  # of those that are told at once, so that what was left over goes too
 _LINES: Final = 8192
-_SAID: Final = re.compile(r"id=(\S*) seq=(\d+) dup=([01])")
+_SAID: Final = re.compile(r"id=(\S*) seq=([0-9]{1,15}) dup=([01])\n")
 
 
 class Sender(Together[Draft]):
@@ -66,7 +66,7 @@ class Sender(Together[Draft]):
         if file.flags & os.O_ACCMODE == os.O_WRONLY:
             await file.pwrite(data, 0)
             return [Sent("", 0, False)] * len(batch)
-        lines = (await exchange(file, data, _LINES)).decode()
+        lines = (await exchange(file, data, _LINES)).decode("utf-8", "replace")
         said = [Sent(id, int(seq), dup == "1") for id, seq, dup in _SAID.findall(lines)]
         if len(said) != len(batch):
             raise OSError(errno.EBADMSG, f"{len(said)} of {len(batch)} messages were answered", self.path)
@@ -80,7 +80,8 @@ class Sender(Together[Draft]):
             except OSError as e:
                 self._untold(heard, e)
                 raise
-            sent = Sent(told.get("id", ""), int(told.get("seq", "0")), told.get("dup") == "1")
+            seq = number(told, "seq") if told else 0
+            sent = Sent(told.get("id", ""), seq, told.get("dup") == "1")
             if not before and not tries.unsure:
                 self._done([draft], [sent])
             return sent

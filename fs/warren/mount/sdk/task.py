@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from warren.mount.sdk.leases import Leased, Leases
 from warren.mount.sdk.patience import Tries, done_before
-from warren.mount.sdk.wire import ask, make, parted, take
+from warren.mount.sdk.wire import ask, make, number, parted, said, take
 from warren.tree import quote
 from warren.tree.report import legible, pairs
 
@@ -63,16 +63,16 @@ class Queue:
         Cancelled: it was taken, or not; the same again with the same EFFECT is safe.
         """
         named = effect or secrets.token_hex(16)
-        said: dict[str, object] = {"effect": named, "key": key, "prio": prio, "max_attempts": max_attempts}
-        said["delay"] = delay and f"{delay:g}s"
-        head = pairs({word: value for word, value in said.items() if value} | {"len": len(body)})
+        words: dict[str, object] = {"effect": named, "key": key, "prio": prio, "max_attempts": max_attempts}
+        words["delay"] = delay and f"{delay:g}s"
+        head = pairs({word: value for word, value in words.items() if value} | {"len": len(body)})
         written = f"{head}\n\n".encode() + body
         path = f"{self.path}/enq.h"
 
         async def work(tries: Tries) -> Enqueued:
             told = await ask(self.node, path, written)
-            dup = told.get("dup") == "1"
-            return Enqueued(int(told.get("seq", "0")), dup, told.get("state", ""), told.get("result", ""))
+            seq, dup = number(told, "seq") if told else 0, told.get("dup") == "1"
+            return Enqueued(seq, dup, told.get("state", ""), told.get("result", ""))
 
         try:
             return await self.node.do(path, work, deadline=deadline)
@@ -97,8 +97,8 @@ class Task(Leased):
     def __init__(self, node: Node, path: str, data: bytes, term: float) -> None:
         super().__init__(node, path, term)
         self.head, self.body = parted(data)
-        self.seq, self.attempt = int(self.head["seq"]), int(self.head["attempt"])
-        self.fence = self.head["fence"]
+        self.seq, self.attempt = number(self.head, "seq"), number(self.head, "attempt")
+        self.fence = said(self.head, "fence")
         self.effect = self.head.get("effect", "")
         self.result = ""  # set it before the task is done
         self.dup = False

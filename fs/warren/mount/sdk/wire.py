@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +13,7 @@ from warren.mount.file import File
 from warren.mount.link import Link, Op
 from warren.mount.sdk.patience import Tries, code
 from warren.p9.messages import Rread, Tread, Twrite
-from warren.tree import split
+from warren.tree import Refused, split
 
 if TYPE_CHECKING:
     from warren.mount.sdk.node import Node
@@ -24,6 +25,7 @@ _MUTE: Final = 1024
 _HEAD: Final = 16 << 10
 _TOGETHER: Final = 32  # messages
 _LONGEST: Final = 64 << 20  # bytes of one
+_NUMBER: Final = 10**15 - 1  # of a message or task
 _MORE: Final = 64 << 10  # that is asked for at once where it is not known yet how much there is
 
 
@@ -74,8 +76,23 @@ async def answer(file: File) -> dict[str, str]:
 
 def words(line: bytes) -> dict[str, str]:
     """`key=value` words as a mapping; others are left out."""
-    found = (word.partition("=") for word in split(line.decode("utf-8", "replace").replace("\n", " ")))
+    try:
+        found = [word.partition("=") for word in split(line.decode("utf-8", "replace").replace("\n", " "))]
+    except Refused as e:
+        raise OSError(errno.EBADMSG, f"what came cannot be read: {e.detail}") from None
     return {name: value for name, eq, value in found if eq}
+
+
+def said(head: Mapping[str, str], name: str) -> str:
+    """One of the words, or OSError where it was left out."""
+    if name not in head:
+        raise OSError(errno.EBADMSG, f"what came cannot be read: it does not say {name}=")
+    return head[name]
+
+
+def number(head: Mapping[str, str], name: str) -> int:
+    """One of the words that is a number, or OSError."""
+    return _number(said(head, name), _NUMBER)
 
 
 def parted(data: bytes) -> tuple[dict[str, str], bytes]:
