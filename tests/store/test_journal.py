@@ -157,6 +157,22 @@ async def test_promises_behind_a_refused_record_fail_with_it_after_the_owner_has
     assert await contents(store) == [b"again"]
 
 
+def test_a_loop_that_ends_breaks_a_write_off_and_does_not_wait_for_it_for_ever() -> None:
+    heard: list[str] = []
+
+    async def waits(journal: Journal) -> None:
+        with pytest.raises(StoreFailed) as refused:
+            await journal.settle(journal.add(b"x"))
+        heard.append(str(refused.value))
+
+    async def ends() -> None:
+        trio.lowlevel.spawn_system_task(waits, Owner(Slow()).journal)
+        await wait_all_tasks_blocked()
+
+    trio.run(ends)
+    assert heard == ["log: the write was broken off"]
+
+
 async def test_a_defect_of_the_owner_is_told_to_those_who_wait() -> None:
     store = Slow()
     store.open.set()

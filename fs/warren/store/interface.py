@@ -326,6 +326,9 @@ class Store(AsyncResource):
                 owed.keep(await self.append_batch(topic, batch, expect_last=expect_last))
             except Exception as e:
                 owed.fail(e)
+            except BaseException:  # the loop ends, and who cannot be cancelled must not wait on
+                owed.fail(StoreFailed(f"{topic}: the write was broken off"))
+                raise
 
         trio.lowlevel.spawn_system_task(append, name=f"append to {topic}")
         return owed
