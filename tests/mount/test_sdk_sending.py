@@ -235,6 +235,26 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ParcelHandle, "write", lambda handle, offset, data: Promise())
 
 
+@pytest.mark.parametrize("deadline", [None, 5.0])
+async def test_what_was_heard_takes_no_room_from_long_headers(
+    tmp_path: Path, autojump_clock: MockClock, written: list[bytes], deadline: float | None
+) -> None:
+    long = "\U0001f600" * 200
+    async with serving(tmp_path) as there, node(there.address) as n:
+        topic = n.mailbox("t")
+        await topic.make()
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(topic.send, b"")
+        sent = await topic.send(b"", idem=long, key=long, corr=long, type=long, deadline=deadline)
+        assert (sent.seq, sent.dup) == (101, False)
+        assert [b"idem=\xf0" in parcel for parcel in written].count(True) == 1
+        heard, _, _ = written[-1].partition(b"idem=")
+        assert heard.startswith(b"heard=")
+        await topic.send(b"")
+        assert written[-1].startswith(b"heard=")  # what there was no room for
+
+
 async def test_what_was_given_up_does_not_gather_behind_a_node_that_is_silent(
     tmp_path: Path, autojump_clock: MockClock, silent: None
 ) -> None:

@@ -26,6 +26,7 @@ from warren.mount.sdk.drafts import Draft, Sent
 from warren.mount.sdk.patience import Tries, unsure
 from warren.mount.sdk.together import Together
 from warren.mount.sdk.wire import ask, exchange, number
+from warren.tree.headers import HEAD
 
 if TYPE_CHECKING:
     from warren.mount.sdk.node import Node
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 SAFE: Final = 240.0
 HEARD: Final = 1024  # answers that were heard and not told yet
 TOLD: Final = 2 * Together.most  # of those that are told at once, so that what was left over goes too
+_NAME: Final = 54  # bytes of a key that was made here, and of a comma, at most
+_BESIDE: Final = len(b"batch=32 heard= ")
 _LINES: Final = 8192
 _SAID: Final = re.compile(r"id=(\S*) seq=([0-9]{1,15}) dup=([01])\n")
 
@@ -50,7 +53,7 @@ class Sender(Together[Draft]):
         return f"{self._names}.{next(self._numbers)}"
 
     async def _write(self, file: File, batch: list[Draft]) -> list[Sent]:
-        heard = self._told()
+        heard = self._told(batch[0])
         parts = [b"batch=%d " % len(batch)] if len(batch) > 1 else []
         if heard:
             parts.append(_hearing(heard))
@@ -74,7 +77,7 @@ class Sender(Together[Draft]):
 
     async def alone(self, draft: Draft, before: bool = False) -> Sent:
         async def work(tries: Tries) -> Sent:
-            heard = self._told()
+            heard = self._told(draft)
             try:
                 told = await ask(self.node, self.path, _hearing(heard) + draft.head + draft.body)
             except OSError as e:
@@ -99,10 +102,11 @@ class Sender(Together[Draft]):
         made = [(draft, sent) for draft, sent in zip(batch, answers, strict=True) if draft.made]
         self._heard.extend([draft.idem for draft, sent in made if draft.error is None and not sent.dup])
 
-    def _told(self) -> list[str]:
-        """Some of the keys whose answers were heard, to be said with what goes next."""
-        heard = self._heard
-        return [heard.popleft() for _ in range(min(len(heard), TOLD))]
+    def _told(self, first: Draft) -> list[str]:
+        """Some of the keys whose answers were heard, to be said with what goes next: as many as there is room
+        for in the head of its first message."""
+        heard, room = self._heard, HEAD - len(first.head) - _BESIDE
+        return [heard.popleft() for _ in range(min(len(heard), TOLD, max(room // _NAME, 0)))]
 
     def _untold(self, heard: list[str], e: OSError) -> None:
         if not unsure(e):
