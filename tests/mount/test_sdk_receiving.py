@@ -10,11 +10,16 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 from warren.mount.sdk import GiveBack, Message, Node, node
 from warren.servers.mailbox.leasing import answer
+from warren.servers.mailbox.operating import delete
 from warren.servers.mailbox.receiving import RecvHandle
+from warren.servers.mailbox.topic import Topic
 from warren.servers.mailbox.words import Answer
-from warren.tree import Bytes, Maybe
+from warren.servers.task import working
+from warren.servers.task.queue import TaskQueue
+from warren.servers.task.working import fail, hb
+from warren.tree import Bytes, Maybe, Refused
 
-from tests.mount.nodes import serving
+from tests.mount.nodes import QUICK, serving
 from tests.servers.reach import attributes_of
 
 T = "/mailbox/t"
@@ -202,6 +207,55 @@ async def test_leases_are_extended_while_many_are_held(tmp_path: Path, autojump_
             nursery.start_soon(lambda: n.mailbox("t").receive(lease=2).each(work, at_once=20))
         said = await stats(n)
         assert (done, said["timed_out"], said["nacked"]) == (20, "0", "1")
+
+
+@pytest.mark.parametrize("kind", ["message", "task"])
+async def test_an_extension_that_finds_no_lease_was_not_done_by_a_try_that_was_lost(
+    tmp_path: Path, autojump_clock: MockClock, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work is given up at once, for somebody else may have it."""
+    lost = 0
+
+    async def answer_and_lose(topic: Topic, group: str, subject: str, answers: list[Answer]) -> None:
+        nonlocal lost
+        if not lost and answers[0].verb == "extend":
+            lost += 1
+            await delete(topic, [answers[0].id])
+            raise Refused(503, retry_after=0)
+        await answer(topic, group, subject, answers)
+
+    async def hb_and_lose(queue: TaskQueue, fence: str, subject: str, seconds: float | None) -> str:
+        nonlocal lost
+        if not lost:
+            lost += 1
+            await fail(queue, fence, subject, "", 3600, True)
+            raise Refused(503, retry_after=0)
+        return await hb(queue, fence, subject, seconds)
+
+    monkeypatch.setattr("warren.servers.mailbox.files.answer", answer_and_lose)
+    monkeypatch.setattr(working, "hb", hb_and_lose)
+    began: list[float] = []
+    ended: list[float] = []
+
+    async def work(_: object) -> None:
+        began.append(trio.current_time())
+        try:
+            await trio.sleep(100)
+        finally:
+            ended.append(trio.current_time())
+
+    async with serving(tmp_path) as there, node(there.address, patience=QUICK) as n:
+        if kind == "message":
+            await sent(n, 1)
+            each = n.mailbox("t").receive(lease=30).each
+        else:
+            await n.task("t").make()
+            await n.task("t").enqueue(b"")
+            each = n.task("t").lease(term=30).each  # type: ignore[assignment]
+        with trio.move_on_after(60):
+            await each(work)
+        assert (lost, len(began)) == (1, 1)
+        assert ended[0] - began[0] < 12
 
 
 async def test_who_waits_when_the_node_is_left_is_told_so(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ class Line(Draft):
 
     def __init__(self, key: str, line: str, limit: float, good: float) -> None:
         super().__init__("", key, f"{line}\n".encode(), b"", limit, made=False)
-        self.good = good  # until when the lease lives that it is about
+        self.good = good  # until when the lease lives that it ends
 
 
 class Answers(Together[Line]):
@@ -40,7 +40,8 @@ class Answers(Together[Line]):
         super().__init__(node, path, node.patience.deadline)
 
     async def say(self, id: str, line: str, good: float, limit: float | None = None) -> None:
-        """One LINE about the message ID, whose lease lives until GOOD. Cancelled: it was taken, or not.
+        """One LINE about the message ID, which ends a lease that lives until GOOD (see `done_before`).
+        Cancelled: it was taken, or not.
 
         With a LIMIT of its own it goes alone.
         """

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from warren.mount.sdk.drafts import Draft, Sent
 from warren.mount.sdk.leases import Leased, Leases
+from warren.mount.sdk.patience import NEVER
 from warren.mount.sdk.sending import SAFE
 from warren.mount.sdk.wire import make, number, parted, said
 from warren.tree.report import pairs
@@ -99,7 +100,8 @@ class Message(Leased):
         await self._say(line)
 
     async def _extend(self, seconds: float, limit: float) -> None:
-        await self._say(f"extend {self.id} {self._lease} {seconds:g}s", limit)
+        line = f"extend {self.id} {self._lease} {seconds:g}s"
+        await self.node.answers(self.path).say(self.id, line, NEVER, limit)
 
-    async def _say(self, line: str, limit: float | None = None) -> None:
-        await self.node.answers(self.path).say(self.id, line, self.until, limit)
+    async def _say(self, line: str) -> None:
+        await self.node.answers(self.path).say(self.id, line, self.until)

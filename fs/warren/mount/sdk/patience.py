@@ -36,6 +36,7 @@ _AWAY: Final = frozenset(
 )
 _UNSAID: Final = frozenset((errno.EIO, *_AWAY)) - {errno.EAGAIN}
 UNKNOWN: Final = "the outcome is unknown"
+NEVER: Final = -inf
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,10 @@ def unsure(e: OSError, peer: str = "") -> bool:
 
 
 def done_before(e: OSError, tries: Tries, good: float) -> bool:
-    """Whether E says that an earlier try was done, of what is about a lease that lives until GOOD."""
+    """Whether E says that an earlier try was done, of what ends a lease that lives until GOOD.
+
+    What extends one was not done where there is no such lease: it is good NEVER.
+    """
     return code(e) == 409 and tries.unsure and trio.current_time() < good
 
 

@@ -21,7 +21,7 @@ import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from warren.mount.sdk.leases import Leased, Leases
-from warren.mount.sdk.patience import Tries, done_before
+from warren.mount.sdk.patience import NEVER, Tries, done_before
 from warren.mount.sdk.wire import ask, make, number, parted, said, take
 from warren.tree import quote
 from warren.tree.report import legible, pairs
@@ -104,23 +104,23 @@ class Task(Leased):
         self.dup = False
 
     async def _done(self) -> None:
-        told = await self._ask(f"done {self.fence} {_word(self.result, 'effect', 'fence')}")
+        told = await self._ask(f"done {self.fence} {_word(self.result, 'effect', 'fence')}", self.until)
         self.dup, self.result = told.get("dup") == "1", told.get("result", self.result)
 
     async def _back(self, why: str, delay: float | None) -> None:
         line = f"fail {self.fence} {_word(why[:_WHY] or 'failed', 'delay', 'retry', 'fence')}"
         line += "" if delay is None else f" delay={delay:g}s"
-        await self._ask(line)
+        await self._ask(line, self.until)
 
     async def _extend(self, seconds: float, limit: float) -> None:
-        await self._ask(f"hb {self.fence} {seconds:g}s", limit)
+        await self._ask(f"hb {self.fence} {seconds:g}s", NEVER, limit)
 
-    async def _ask(self, line: str, limit: float | None = None) -> dict[str, str]:
+    async def _ask(self, line: str, good: float, limit: float | None = None) -> dict[str, str]:
         async def work(tries: Tries) -> dict[str, str]:
             try:
                 return await ask(self.node, self.path, f"{line}\n".encode())
             except OSError as e:
-                if not done_before(e, tries, self.until):
+                if not done_before(e, tries, good):
                     raise
                 return {}
 
