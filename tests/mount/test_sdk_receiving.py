@@ -209,6 +209,27 @@ async def test_leases_are_extended_while_many_are_held(tmp_path: Path, autojump_
         assert (done, said["timed_out"], said["nacked"]) == (20, "0", "1")
 
 
+async def test_what_is_answered_when_it_is_due_is_not_extended(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+
+    async def heard(topic: Topic, group: str, subject: str, answers: list[Answer]) -> None:
+        try:
+            await answer(topic, group, subject, answers)
+        except Refused:
+            refused.extend(each.verb for each in answers)
+            raise
+
+    monkeypatch.setattr("warren.servers.mailbox.files.answer", heard)
+    async with serving(tmp_path) as there, node(there.address) as n:
+        await sent(n, 40)
+        with trio.move_on_after(100):
+            each = n.mailbox("t").receive().each
+            await each(lambda message: trio.sleep_until(message.due), at_once=40)
+        assert (refused, (await stats(n))["acked"]) == ([], "40")
+
+
 @pytest.mark.parametrize("kind", ["message", "task"])
 async def test_an_extension_that_finds_no_lease_was_not_done_by_a_try_that_was_lost(
     tmp_path: Path, autojump_clock: MockClock, kind: str, monkeypatch: pytest.MonkeyPatch

@@ -94,6 +94,8 @@ class Leased:
 
     async def longer(self) -> None:
         """Extend the lease once, unless it is answered meanwhile."""
+        if self.answered:
+            return  # when it was due already, and its turn had not come
         with trio.CancelScope() as self._extending:
             await self._longer()
 
