@@ -294,6 +294,18 @@ async def test_a_key_whose_answer_was_heard_is_forgotten_with_the_next_message(
         assert (await t.send(b"x", "idem=k19"))["dup"] == "1"
 
 
+async def test_a_key_that_is_said_to_be_heard_and_sent_again_at_once_is_not_forgotten() -> None:
+    async with box() as t:
+        first = await t.send(b"x", "idem=a")
+        async with await t.files.open(f"{T}/send.h", os.O_RDWR) as file:
+            await file.pwrite(b"batch=2 heard=a,b idem=a len=1\n\nxidem=b len=0\n\n", 0)
+            said = (await file.pread(4096, 0)).splitlines()
+            assert [line.split()[2] for line in said] == [b"dup=1", b"dup=0"]
+        again = await t.send(b"x", "idem=a")
+        assert (again["id"], again["dup"]) == (first["id"], "1")
+        assert (await t.send(b"", "idem=b"))["dup"] == "1"
+
+
 def test_what_was_forgotten_leaves_nothing_behind_and_the_log_says_so() -> None:
     state, again = State(), State()
     for n in range(1, 20_001):

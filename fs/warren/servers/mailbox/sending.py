@@ -84,7 +84,7 @@ def _send(topic: Topic, state: State, parcel: Parcel, by: str) -> Promise:
     if not new:
         # It was decided, and may not be durable yet.
         return topic.promise(topic.journal.newest).then(lambda _: before)
-    heard = {key for idem in parcel.heard if (key := _kept(idem)) in state.seen}.difference(named)
+    heard = {key for idem in parcel.heard if (key := _kept(idem)) in state.seen}.difference(given)
     _admit(topic, state, new, len(named) - len(heard))
     record = _record(topic, state, new, named, list(heard), by)
     sent = [Sent(m.id, number, False) for number, m in enumerate(record.messages, record.first)]
