@@ -24,7 +24,7 @@ _LINE: Final = 4096
 _MUTE: Final = 1024
 _HEAD: Final = 16 << 10
 _TOGETHER: Final = 32  # messages
-_LONGEST: Final = 64 << 20  # bytes of one
+_LONGEST: Final = 64 << 20  # bytes of what comes at once
 _NUMBER: Final = 10**15 - 1  # of a message or task
 _MORE: Final = 64 << 10  # that is asked for at once where it is not known yet how much there is
 
@@ -238,7 +238,7 @@ def _ends(data: bytes) -> tuple[list[int], int]:
         head = words(data[at:empty])
         if not ends:
             count = _number(head.get("batch", "1"), _TOGETHER)
-        at = empty + 2 + _number(head.get("len", "0"), _LONGEST)
+        at = empty + 2 + _number(head.get("len", "0"), _LONGEST - at)
         ends.append(at)
     return ends, count
 
