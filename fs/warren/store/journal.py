@@ -4,8 +4,9 @@
     await journal.settle(batch)        durable, or refused
     journal.promise(batch)             the same, for who has no task to wait with
 
-What was added is written when somebody wants it settled: by one task, which writes all there is, and all that
-came meanwhile, until there is nothing more. So sixty-four writers share a commit, and one waits for nobody.
+What was added is written when somebody wants it settled: all there is as the loop turns, then all that came
+meanwhile, until there is nothing more. So sixty-four writers share a commit, and one waits for nobody. It
+takes no task: the store calls back (`Store.appending`).
 
 Each append expects the last seq that we know of: that is the fence of a log's owner. If somebody else wrote
 meanwhile, or the store failed, what was added is refused, and so is everything behind it. Then `lost` is
