@@ -92,7 +92,7 @@ async def test_a_run_answers_with_its_number_and_becomes_a_report(tmp_path: Path
 
 
 async def test_one_at_a_time_the_others_wait_and_too_many_are_refused(tmp_path: Path, shelf: Shelf) -> None:
-    boot = tree(tmp_path, shelf)
+    before, boot = tiny.children(), tree(tmp_path, shelf)
     async with working(boot) as files:
         seen = await until(files, "starting", "run image=hangs accel=tcg")
         assert attributes_of(await files.read("/last")) == {
@@ -102,7 +102,8 @@ async def test_one_at_a_time_the_others_wait_and_too_many_are_refused(tmp_path: 
             await files.write("/ctl", b"run image=hangs accel=tcg\n")
         with pytest.raises(OSError, match=f"429 busy: {WAITING} runs wait, the limit"):
             await files.write("/ctl", b"measure image=hangs runs=1\n")
-        machines = tiny.children()
+        machines = tiny.children() - before
+        assert machines
         assert attributes_of(await files.read("/stats"))["boot_waiting"] == str(WAITING)
 
     assert not tiny.children() & machines
