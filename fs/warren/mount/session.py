@@ -86,7 +86,9 @@ class Session:
             try:
                 return await self.attach(op)
             except (Lost, ConnectionError, TimeoutError, FileNotFoundError, BlockingIOError) as e:
-                pause = min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE) * random.uniform(0.5, 1)
+                # Never so long that who asks next would hear that nobody answers, and nobody was asked.
+                longest = min(_LONGEST_PAUSE, self.deadline / 2)
+                pause = min(_FIRST_PAUSE * 2**self._failures, longest) * random.uniform(0.5, 1)
                 self._failures = min(self._failures + 1, 16)
                 self._not_before = trio.current_time() + pause
                 if self._not_before >= give_up:
