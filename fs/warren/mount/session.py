@@ -76,19 +76,18 @@ class Session:
         with trio.move_on_after(limit) as patience:
             async with self._dialling:
                 if self._link is None or self._link.lost:
-                    self._link = await self._dial_until(op, patience.deadline)
+                    self._link = await self._dial_until(op, patience.deadline, limit)
                 return self._link
         raise op.error(errno.ETIMEDOUT, f"{self.peer} did not answer in {limit:g} s")
 
-    async def _dial_until(self, op: Op, give_up: float) -> Link:
+    async def _dial_until(self, op: Op, give_up: float, limit: float) -> Link:
         while True:
-            await trio.sleep_until(self._not_before)
+            # A pause that others earned is no reason to say that nobody answers when nobody was asked.
+            await trio.sleep_until(min(self._not_before, give_up - limit / 2))
             try:
                 return await self.attach(op)
             except (Lost, ConnectionError, TimeoutError, FileNotFoundError, BlockingIOError) as e:
-                # Never so long that who asks next would hear that nobody answers, and nobody was asked.
-                longest = min(_LONGEST_PAUSE, self.deadline / 2)
-                pause = min(_FIRST_PAUSE * 2**self._failures, longest) * random.uniform(0.5, 1)
+                pause = min(_FIRST_PAUSE * 2**self._failures, _LONGEST_PAUSE) * random.uniform(0.5, 1)
                 self._failures = min(self._failures + 1, 16)
                 self._not_before = trio.current_time() + pause
                 if self._not_before >= give_up:
